@@ -1,0 +1,84 @@
+"""Sites: the places of the residual stream that can be read and written.
+
+A site is the state of the residual stream after a block (`residuals_3`: output of block 3, before any final norm) or
+what a block writes to it (`attention_3`, `mlp_3`: the term that is added, after any post-norm). Layers count from 0.
+This module does not know where a model keeps a site: `refusal.models` does.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import total_ordering
+
+from refusal.errors import InputError
+
+_NAME = re.compile(r"(residuals|mlp|attention)_(0|[1-9][0-9]*)")
+
+
+class SiteKind(StrEnum):
+    """What is read at a site; the value is the word used in configurations and file names."""
+
+    ATTENTION = "attention"
+    """`attn_out`: what the attention of a block adds to the residual stream."""
+    MLP = "mlp"
+    """`mlp_out`: what the MLP of a block adds to the residual stream."""
+    RESIDUALS = "residuals"
+    """`resid_post`: the residual stream after a block."""
+
+    @property
+    def is_writer(self) -> bool:
+        """True for what is added to the residual stream, false for its state."""
+        return self is not SiteKind.RESIDUALS
+
+
+_DEPTH_IN_BLOCK = {SiteKind.ATTENTION: 0, SiteKind.MLP: 1, SiteKind.RESIDUALS: 2}
+
+
+@total_ordering
+@dataclass(frozen=True)
+class Site:
+    """One place in the model, ordered by depth: attention, then MLP, then the residual stream of each block."""
+
+    kind: SiteKind
+    layer: int
+
+    @property
+    def name(self) -> str:
+        """The name used in configurations and file names.
+
+        >>> Site(SiteKind.RESIDUALS, 3).name
+        'residuals_3'
+        """
+        return f"{self.kind.value}_{self.layer}"
+
+    @classmethod
+    def parse(cls, name: str) -> Site:
+        """Return the site of a name.
+
+        >>> Site.parse("mlp_12")
+        Site(kind=<SiteKind.MLP: 'mlp'>, layer=12)
+
+        Raises:
+            InputError: The name is not `residuals_N`, `mlp_N` or `attention_N`.
+        """
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise InputError(f"no site is called {name!r}; allowed are residuals_N, mlp_N and attention_N, e.g. residuals_3")
+        return cls(SiteKind(match.group(1)), int(match.group(2)))
+
+    def __lt__(self, other: Site) -> bool:
+        return (self.layer, _DEPTH_IN_BLOCK[self.kind]) < (other.layer, _DEPTH_IN_BLOCK[other.kind])
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def all_sites(n_layers: int, kinds: tuple[SiteKind, ...] = tuple(SiteKind)) -> list[Site]:
+    """Return the sites of a model with `n_layers` blocks in order of depth.
+
+    >>> [str(site) for site in all_sites(1)]
+    ['attention_0', 'mlp_0', 'residuals_0']
+    """
+    return sorted(Site(kind, layer) for layer in range(n_layers) for kind in kinds)
