@@ -65,7 +65,9 @@ class Site:
         """
         match = _NAME.fullmatch(name)
         if match is None:
-            raise InputError(f"no site is called {name!r}; allowed are residuals_N, mlp_N and attention_N, e.g. residuals_3")
+            raise InputError(
+                f"no site is called {name!r}; allowed are residuals_N, mlp_N and attention_N, e.g. residuals_3"
+            )
         return cls(SiteKind(match.group(1)), int(match.group(2)))
 
     def __lt__(self, other: Site) -> bool:
