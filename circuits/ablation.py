@@ -1,0 +1,195 @@
+"""Effects of removing sets of latents, measured on the model.
+
+Removing a set C at a site sets its latents to the counterfactual values of the prompt's own category, at the readout
+position, and lets the rest of the model run: x' = x - sum over C of (f - f_cf) W_dec[f]. Everything the SAE does not
+reconstruct stays as it was. Keeping only C does the opposite: x' = x_cf + sum over C of (f - f_cf) W_dec[f].
+effect = m(x) - m(x'), in logits, signed, per prompt, never clipped.
+
+All sites, seeds and sets are stacked as rows of one batch that shares the prompts' cached prefix.
+
+This module does not know how sets are chosen, except for the random ones that serve as control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from refusal.metric import RefusalMetric
+from refusal.readout import Edit, ReadoutBatch, ReadoutRunner
+from refusal.sites import Site
+
+
+@dataclass(frozen=True)
+class LatentBank:
+    """What is needed to set some latents of one SAE: only those that any set of the job names."""
+
+    site: Site
+    change: Float[Tensor, "prompt node"]
+    """f - f_cf of each prompt, its own category's counterfactual."""
+    decoder: Float[Tensor, "node d_model"]
+    """Rows of W_dec."""
+
+    def removal(
+        self, sets: Bool[Tensor, "variant node"], rows: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "variant batch d_model"]:
+        """Return what to add to x so that each set takes its counterfactual values."""
+        return -torch.einsum("vn,bn,nd->vbd", sets.float(), self.change[rows], self.decoder)
+
+
+@dataclass(frozen=True)
+class EffectJob:
+    """Sets of latents at one site whose removal is measured on every prompt (or on those given)."""
+
+    bank: LatentBank
+    sets: Bool[Tensor, "variant node"]
+    keep_only: Float[Tensor, "prompt d_model"] | None = None
+    """x_cf - x per prompt: given, everything but the set is removed, the error included."""
+
+    def change(self, rows: Int[Tensor, " batch"]) -> Float[Tensor, "variant batch d_model"]:
+        """Return what is added to the activation, per set and prompt."""
+        removed = self.bank.removal(self.sets, rows)
+        return removed if self.keep_only is None else self.keep_only[rows] - removed
+
+
+class add_to_variants:
+    """An edit that adds `change` `[variant, batch, d_model]` to the variants from `first` on."""
+
+    def __init__(self, first: int, change: Float[Tensor, "variant batch d_model"]) -> None:
+        self.first = first
+        self.change = change
+
+    def __call__(self, acts: Tensor) -> Tensor:
+        last = self.first + len(self.change)
+        changed = acts[self.first : last] + self.change.to(acts)
+        return torch.cat([acts[: self.first], changed, acts[last:]])
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Measured effects, one row a prompt in the order asked for."""
+
+    metric: Float[Tensor, " prompt"]
+    """m of the unchanged prompt, logits."""
+    effect: list[Float[Tensor, "variant prompt"]]
+    """Per job: m(x) - m(x'), logits."""
+
+
+@torch.no_grad()
+def measure_effects(
+    runner: ReadoutRunner,
+    metric: RefusalMetric,
+    prompts: Sequence[int],
+    jobs: Sequence[EffectJob],
+    progress: Callable[[int], object] = lambda done: None,
+) -> Effects:
+    """Return the effect of each set of each job on each prompt.
+
+    Args:
+        runner: The model at the readout position.
+        metric: The refusal metric m.
+        prompts: Indices into the runner's prompts. Rows of the jobs' banks follow this order.
+        jobs: What to remove where.
+        progress: Called with the number of prompts that have been done since the last call.
+    """
+    row_of = {prompt: row for row, prompt in enumerate(prompts)}
+    base = torch.zeros(len(row_of))
+    effects = [torch.zeros(len(job.sets), len(row_of)) for job in jobs]
+    for batch in runner.batches(prompts):
+        rows = torch.tensor([row_of[int(prompt)] for prompt in batch.prompts])
+        plain = metric(batch.run(1).logits)[0].float().cpu()
+        base[rows] = plain
+        for pieces in _pack(jobs, batch.variants_that_fit):
+            scores = _run_pieces(batch, metric, jobs, pieces, rows)
+            first = 0
+            for piece in pieces:
+                n = piece.last - piece.first
+                effects[piece.job][piece.first : piece.last, rows] = plain - scores[first : first + n]
+                first += n
+        progress(len(rows))
+    return Effects(base, effects)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Sets `first` to `last` of one job, run together."""
+
+    job: int
+    first: int
+    last: int
+
+
+def _pack(jobs: Sequence[EffectJob], size: int) -> Iterator[list[_Piece]]:
+    """Yield groups of pieces with at most `size` sets in all, every set once, in order."""
+    group: list[_Piece] = []
+    room = size
+    for index, job in enumerate(jobs):
+        first = 0
+        while first < len(job.sets):
+            last = min(len(job.sets), first + room)
+            group.append(_Piece(index, first, last))
+            room -= last - first
+            first = last
+            if room == 0:
+                yield group
+                group, room = [], size
+    if group:
+        yield group
+
+
+def _run_pieces(
+    batch: ReadoutBatch,
+    metric: RefusalMetric,
+    jobs: Sequence[EffectJob],
+    pieces: list[_Piece],
+    rows: Int[Tensor, " batch"],
+) -> Float[Tensor, "variant batch"]:
+    edits, first = [], 0
+    for piece in pieces:
+        job = jobs[piece.job]
+        part = EffectJob(job.bank, job.sets[piece.first : piece.last], job.keep_only)
+        edits.append(Edit(job.bank.site, add_to_variants(first, part.change(rows))))
+        first += piece.last - piece.first
+    return metric(batch.run(first, edits).logits).float().cpu()
+
+
+def matched_random_sets(
+    sets: Bool[np.ndarray, "variant node"],
+    frequency: Float[np.ndarray, " node"],
+    n_draws: int,
+    generator: np.random.Generator,
+) -> Bool[np.ndarray, "draw variant node"]:
+    """Return random sets that match each set in size and in how often its latents are active.
+
+    Each latent is replaced by one drawn among the `MATCH_POOL` latents outside the set whose activation frequency is
+    nearest, without using one twice in a draw. Latents that are never active are not drawn: removing them does nothing.
+
+    Args:
+        sets: The sets to match.
+        frequency: Share of prompts on which each latent is active, in [0, 1].
+        n_draws: Random sets per set.
+        generator: Source of the draws.
+    """
+    drawn = np.zeros((n_draws, *sets.shape), bool)
+    alive = np.flatnonzero(frequency > 0)
+    for index, members in enumerate(sets):
+        outside = alive[~members[alive]]
+        for draw in range(n_draws):
+            free = outside
+            for latent in np.flatnonzero(members):
+                if not len(free):
+                    break
+                nearest = np.argsort(np.abs(frequency[free] - frequency[latent]), kind="stable")[:MATCH_POOL]
+                pick = free[generator.choice(nearest)]
+                drawn[draw, index, pick] = True
+                free = free[free != pick]
+    return drawn
+
+
+MATCH_POOL = 10
+"""Latents of nearest activation frequency among which a random match is drawn."""

@@ -1,0 +1,141 @@
+"""What the circuits and compare stages both start from: the contrasts, the metric and the model at the readout position.
+
+Everything comes from the artefacts of earlier stages; the model is loaded only when an intervention is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.contrast import Contrasts, build_contrasts
+from refusal import sae as saes
+from refusal.artefacts import ResultPaths
+from refusal.config import Config
+from refusal.errors import ArtefactError
+from refusal.metric import RefusalMetric
+from refusal.models import ChatModel
+from refusal.readout import ReadoutRunner
+from refusal.sae.base import SparseAutoencoder
+from refusal.schemas import ModelOutputs, RefusalLabels
+from refusal.sites import Site
+from refusal.store import ActivationStore
+
+DEFAULT_BATCH = 64
+"""Prompts whose prefix is cached together when `batch_size` is auto."""
+
+
+@dataclass(frozen=True)
+class SiteCode:
+    """The contrast prompts at one site, seen through one SAE."""
+
+    site: Site
+    sae: SparseAutoencoder
+    acts: Float[Tensor, "prompt d_model"]
+    latents: Float[Tensor, "prompt d_sae"]
+    counterfactual_acts: Float[Tensor, "category d_model"]
+    counterfactual_latents: Float[Tensor, "category d_sae"]
+
+
+class Evidence:
+    """One model's prompts, activations and SAEs, loaded as they are needed."""
+
+    def __init__(self, config: Config, model_name: str, paths: ResultPaths) -> None:
+        self._config = config
+        self._model_name = model_name
+        self._paths = paths
+        self.labels = RefusalLabels.load(paths.refusal_labels(model_name))
+        asked = config.categories if config.categories != "all" else _categories_of(self.labels)
+        self.categories: tuple[str, ...] = tuple(asked)
+        self.contrasts: Contrasts = build_contrasts(self.labels, self.categories, config.seed)
+        self.seeds: tuple[int, ...] = tuple(config.sae.seeds)
+
+    @property
+    def missing(self) -> str | None:
+        """Why nothing can be measured, in words; None when it can."""
+        if self.labels.openers.reason is not None:
+            return self.labels.openers.reason
+        if not self.contrasts.categories:
+            counts = self.contrasts.counts.items()
+            reasons = "; ".join(f"{name}: {count.reason_left_out}" for name, count in counts)
+            return f"no category has enough refused and complied prompts ({reasons})"
+        return None
+
+    @cached_property
+    def metric(self) -> RefusalMetric:
+        """The refusal metric with the openers that the inference stage learned."""
+        openers = self.labels.openers
+        return RefusalMetric(openers.refusal, openers.compliance)
+
+    @cached_property
+    def model(self) -> ChatModel:
+        """The chat model."""
+        return ChatModel.load(self._model_name, device=self._config.device, dtype=self._config.dtype)
+
+    @cached_property
+    def runner(self) -> ReadoutRunner:
+        """The model at the readout position of the contrast prompts, in the order of `contrasts.prompt_ids`."""
+        outputs = ModelOutputs.load(self._paths.model_outputs(self._model_name))
+        text_of = {output.id: output.prompt for output in outputs.outputs}
+        texts = [text_of[prompt_id] for prompt_id in self.contrasts.prompt_ids]
+        batch_size = self._config.batch_size
+        token_ids = self.model.tokenize(texts, self._config.system_prompt)
+        size = DEFAULT_BATCH if batch_size == "auto" else batch_size
+        return ReadoutRunner(self.model, token_ids, batch_size=size)
+
+    @cached_property
+    def store(self) -> ActivationStore:
+        """The activations of the inference stage."""
+        return ActivationStore(self._paths.activations(self._model_name))
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """Sites under study in order of depth: those asked for, as the store holds them."""
+        asked = self._config.activation_layers
+        if asked == "all":
+            return tuple(site for site in sorted(self.store.sites) if not site.kind.is_writer)
+        return tuple(sorted(Site.parse(name) for name in asked))
+
+    def code(self, site: Site, seed: int) -> SiteCode:
+        """Return the contrast prompts' activations and latents at one site with one SAE.
+
+        Raises:
+            ArtefactError: The SAE or the activations of the site are missing.
+        """
+        first = seed == self.seeds[0]
+        folder = self._paths.sae(self._model_name, site, None if first else seed)
+        if not (folder / "cfg.json").exists():
+            raise ArtefactError(
+                f"{folder}: no SAE for {site} with seed {seed}; "
+                "make it with: python run_circuit_analysis.py --config FILE --train-saes"
+            )
+        sae = saes.load(folder)
+        acts = self.store.readout(site, list(self.contrasts.prompt_ids))
+        with torch.no_grad():
+            latents = sae.encode(acts)
+        return SiteCode(site, sae, acts, latents, self.complied_mean(acts), self.complied_mean(latents))
+
+    def complied_mean(self, values: Float[Tensor, "prompt node"]) -> Float[Tensor, "category node"]:
+        """Return the mean over each category's complied prompts: the counterfactual."""
+        contrasts = self.contrasts
+        rows = [contrasts.rows(index, refused=False) for index in range(len(contrasts.categories))]
+        return torch.stack([values[torch.from_numpy(chosen)].mean(0) for chosen in rows])
+
+    @cached_property
+    def category(self) -> Int[Tensor, " prompt"]:
+        """Index of each contrast prompt's category, as a tensor."""
+        return torch.from_numpy(self.contrasts.category)
+
+    def refused_rows(self) -> list[int]:
+        """Return the contrast rows of refused prompts."""
+        return [int(row) for row in np.flatnonzero(self.contrasts.is_refused)]
+
+
+def _categories_of(labels: RefusalLabels) -> Sequence[str]:
+    return sorted({label.category for label in labels.prompts})

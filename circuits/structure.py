@@ -1,0 +1,145 @@
+"""Structural evidence at the decisive site, the permutation null and the original rule: filled from attributions."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from circuits.attribution_file import AttributionFile
+from circuits.evidence import Evidence
+from circuits.similarity import (
+    BASELINE_RULE,
+    compare_structure,
+    correlation_circuit,
+    cosine,
+    original_similarity,
+    original_verdict,
+    weighted_jaccard,
+)
+from refusal.config import AnalysisConfig
+from refusal.schemas import Baseline, Matrix, PermutationTest, StructuralSimilarity
+from refusal.sites import Site
+from refusal.stats import permutation_p
+
+
+def structural_similarity(evidence: Evidence, file: AttributionFile, site: Site | None) -> StructuralSimilarity:
+    """Return raw agreement, noise ceiling and their ratio of the categories' attribution vectors at a site.
+
+    `decoder_cosine` compares sum_f attr_f W_dec[f] and so does not depend on the SAE's choice of latents.
+    """
+    if site is None:
+        return StructuralSimilarity(site=None, raw={}, noise_ceiling={}, normalised={})
+    seed = evidence.seeds[0]
+    halves = half_means(evidence, file.nodes[site, seed].latents.double().numpy())
+    decoder = evidence.code(site, seed).sae.W_dec.detach().double().numpy()
+    compared = {
+        "jaccard": compare_structure(halves, weighted_jaccard),
+        "cosine": compare_structure(halves, cosine),
+        "decoder_cosine": compare_structure(halves @ decoder, cosine),
+    }
+    names = evidence.contrasts.categories
+    matrix = partial(_matrix, names)
+    return StructuralSimilarity(
+        site=str(site),
+        raw={name: matrix(result.raw) for name, result in compared.items()},
+        noise_ceiling={
+            name: {category: _number(x) for category, x in zip(names, result.ceiling, strict=True)}
+            for name, result in compared.items()
+        },
+        normalised={name: matrix(result.normalised) for name, result in compared.items()},
+    )
+
+
+def half_means(evidence: Evidence, latents: Float[np.ndarray, "prompt d_sae"]) -> Float[np.ndarray, "2 category d_sae"]:
+    """Return each category's mean attribution vector on each fold."""
+    contrasts = evidence.contrasts
+    category, fold = contrasts.category[contrasts.refused], contrasts.fold[contrasts.refused]
+    n = len(contrasts.categories)
+    return np.stack(
+        [np.stack([latents[(category == c) & (fold == half)].mean(0) for c in range(n)]) for half in (0, 1)]
+    )
+
+
+def permutation_test(evidence: Evidence, file: AttributionFile, site: Site, n_draws: int) -> PermutationTest:
+    """Return whether circuits fit their own category better than another's, against shuffled categories.
+
+    Statistic: mean over categories of (own - mean other) attribution that the circuits of one fold cover on the other,
+    in logits; the attribution is the first-order estimate of the effect. Null: categories shuffled within each fold.
+    """
+    contrasts = evidence.contrasts
+    latents = file.nodes[site, evidence.seeds[0]].latents.double().numpy()
+    category, fold = contrasts.category[contrasts.refused], contrasts.fold[contrasts.refused]
+    n, size = len(contrasts.categories), file.sizes[site]
+    observed = own_excess(latents, category, fold, n, size)
+    generator = np.random.default_rng([evidence.seeds[0], 3])
+    null = np.empty(n_draws)
+    for draw in range(n_draws):
+        shuffled = category.copy()
+        for half in (0, 1):
+            rows = np.flatnonzero(fold == half)
+            shuffled[rows] = generator.permutation(category[rows])
+        null[draw] = own_excess(latents, shuffled, fold, n, size)
+    return PermutationTest(
+        statistic="own less other attribution covered by circuits of the other fold, logits",
+        observed=observed,
+        null_mean=float(null.mean()) if n_draws else None,
+        p=permutation_p(observed, null) if n_draws else None,
+        draws=n_draws,
+    )
+
+
+def own_excess(
+    latents: Float[np.ndarray, "prompt d_sae"], category: np.ndarray, fold: np.ndarray, n: int, size: int
+) -> float:
+    """Return mean over categories of the attribution that own circuits cover less that which others' cover, logits."""
+    member = (category[None, :] == np.arange(n)[:, None]).astype(float)
+    excess = []
+    for half in (0, 1):
+        found, judged = member * (fold == half), member * (fold != half)
+        scores = (found / found.sum(1, keepdims=True)) @ latents
+        means = (judged / judged.sum(1, keepdims=True)) @ latents
+        covered = _top(scores, size) @ means.T
+        own = covered.diagonal()
+        excess.append(np.mean(own - (covered.sum(0) - own) / max(n - 1, 1)))
+    return float(np.mean(excess))
+
+
+def _top(scores: Float[np.ndarray, "category d_sae"], size: int) -> Bool[np.ndarray, "category d_sae"]:
+    best = np.argpartition(-scores, min(size, scores.shape[1]) - 1, axis=1)[:, :size]
+    chosen = np.zeros(scores.shape, bool)
+    np.put_along_axis(chosen, best, True, axis=1)
+    return chosen & (scores > 0)
+
+
+def baseline(evidence: Evidence, analysis: AnalysisConfig) -> Baseline:
+    """Return the original rule's similarity and verdict, on the same prompts and SAEs."""
+    contrasts = evidence.contrasts
+    names = contrasts.categories
+    if evidence.missing is not None or len(names) < 2:
+        return Baseline(rule=BASELINE_RULE, average_similarity=None, similarity={}, verdict=None)
+    latents = [evidence.code(site, evidence.seeds[0]).latents.double().numpy() for site in evidence.sites]
+    circuits = []
+    for index in range(len(names)):
+        rows = np.flatnonzero(contrasts.category == index)
+        behaviour = contrasts.is_refused[rows].astype(float)
+        circuits.append(correlation_circuit([site[rows] for site in latents], behaviour))
+    similarity = np.array([[original_similarity(a, b) for b in circuits] for a in circuits])
+    average = float(similarity[~np.eye(len(names), dtype=bool)].mean())
+    kind = original_verdict(average, analysis.monolithic_threshold, analysis.partially_modular_threshold)
+    return Baseline(rule=BASELINE_RULE, average_similarity=average, similarity=_matrix(names, similarity), verdict=kind)
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _matrix(names: tuple[str, ...], values: Float[np.ndarray, "category category"]) -> Matrix:
+    return {a: {b: _number(values[i, j]) for j, b in enumerate(names)} for i, a in enumerate(names)}
+
+
+def latents_as_tensor(values: np.ndarray) -> torch.Tensor:
+    """Return a float32 tensor of an array."""
+    return torch.from_numpy(values.astype(np.float32))

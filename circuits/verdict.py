@@ -1,0 +1,197 @@
+"""From measured effects to a verdict: transfer, depth anchors, groups, and what the evidence cannot carry.
+
+1. Transfer T_AB = (E_AB - R_B) / (E_BB - R_B): the share of B's own effect that A's circuit has on B, less what random
+   sets of the same size do. Own necessity N_B = (E_BB - R_B) / (m refused - m complied).
+2. Only sites in blocks before the commit site count: from there on every model looks monolithic, because the output
+   direction of a refusal is common to all categories.
+3. The decisive site is the most shared of those where own necessity holds; it is chosen on one fold and measured on the
+   other.
+4. The mean off-diagonal transfer there, with its bootstrap distribution, meets the thresholds. UNDETERMINED, with the
+   reason in words, when it cannot be measured or the distribution leans to no side.
+
+Pure functions of arrays: no model, no files. Statistics run in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from refusal.sites import Site
+
+MIN_NECESSITY = 0.1
+"""Own necessity a category needs at a site before transfer is computed there, as a share of m refused - m complied."""
+MIN_SHARE_NECESSARY = 0.8
+"""Share of the categories whose own necessity must hold for a site to count."""
+COMMIT_SHARE = 0.5
+"""Share of m refused - m complied that a site must carry directly to be the commit site ("most of it")."""
+MIN_LEAN = 0.8
+"""Share of the bootstrap distribution on one side of the thresholds below which there is no verdict."""
+
+
+class Verdict(StrEnum):
+    """The answer to the question; the value is what is printed."""
+
+    MONOLITHIC = "MONOLITHIC"
+    """One mechanism shared by all categories."""
+    PARTIALLY_MODULAR = "PARTIALLY MODULAR"
+    """Some categories share a mechanism, others do not."""
+    MODULAR = "MODULAR"
+    """Most pairs of categories have mechanisms of their own."""
+    UNDETERMINED = "UNDETERMINED"
+    """The evidence cannot carry a verdict; the reason says why."""
+
+
+@dataclass(frozen=True)
+class SiteEffects:
+    """Effects measured at one site; each prompt's by circuits that were found on the other fold."""
+
+    site: Site
+    effect: Float[np.ndarray, "seed category prompt"]
+    """Effect of removing each category's circuit on each refused prompt, logits."""
+    random: Float[np.ndarray, "seed prompt"]
+    """Mean effect of random sets matched on size and activation frequency, logits."""
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """Bootstrap weights: prompts within categories, SAE seeds as the outer level."""
+
+    prompts: Float[np.ndarray, "draw prompt"]
+    """How often each prompt is drawn; sums to the category's size within each category."""
+    seeds: Float[np.ndarray, "draw seed"]
+    """Share of each seed; rows sum to 1."""
+
+
+def resample(
+    category: Int[np.ndarray, " prompt"], n_seeds: int, n_draws: int, generator: np.random.Generator
+) -> Resampling:
+    """Return bootstrap weights that draw prompts with replacement within each category, and seeds with replacement.
+
+    Source: Davison & Hinkley (1997), section 3.8 (hierarchical data: resample the outer level, then within it).
+    """
+    prompts = np.zeros((n_draws, len(category)))
+    for index in np.unique(category):
+        rows = np.flatnonzero(category == index)
+        prompts[:, rows] = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=n_draws)
+    seeds = generator.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=n_draws) / n_seeds
+    return Resampling(prompts, seeds)
+
+
+def plain_weights(category: Int[np.ndarray, " prompt"], n_seeds: int) -> Resampling:
+    """Return the weights of the data as it is: one draw, every prompt once, every seed alike."""
+    return Resampling(np.ones((1, len(category))), np.full((1, n_seeds), 1 / n_seeds))
+
+
+@dataclass(frozen=True)
+class SiteTransfer:
+    """Transfer and necessity at one site, for each draw."""
+
+    site: Site
+    transfer: Float[np.ndarray, "draw category category"]
+    """[d, A, B]: T_AB; nan in column B where E_BB - R_B is not above 0."""
+    necessity: Float[np.ndarray, "draw category"]
+    """N_B, unclipped."""
+    cross: Float[np.ndarray, "draw category"]
+    """Mean over A != B of (E_AB - R_B) / (m refused - m complied) of B."""
+    random: Float[np.ndarray, "draw category"]
+    """R_B as a share of m refused - m complied of B."""
+
+    def mean_transfer(self, usable: Bool[np.ndarray, " category"]) -> Float[np.ndarray, " draw"]:
+        """Return the mean off-diagonal transfer onto the usable categories, per draw."""
+        off_diagonal = ~np.eye(len(usable), dtype=bool) & usable[None, :]
+        return np.asarray(np.nanmean(self.transfer[:, off_diagonal], axis=1))
+
+
+def site_transfer(
+    effects: SiteEffects,
+    gap: Float[np.ndarray, " category"],
+    category: Int[np.ndarray, " prompt"],
+    weights: Resampling,
+) -> SiteTransfer:
+    """Return transfer and necessity at a site under each draw's weights.
+
+    Args:
+        effects: Measured effects; `prompt` axis as `category`.
+        gap: m refused - m complied of each category, logits.
+        category: Index of each refused prompt's category.
+        weights: Bootstrap draws, or `plain_weights`. Prompts of weight 0 throughout a category give nan.
+    """
+    n = effects.effect.shape[1]
+    member = (category[:, None] == np.arange(n)[None, :]).astype(float)
+    total = weights.prompts @ member
+    # mean over the draw's prompts of each category, for each seed, then over the draw's seeds.
+    weighted = weights.prompts[:, :, None] * member[None] / np.where(total > 0, total, np.nan)[:, None, :]
+    effect = np.einsum("sap,dpb,ds->dab", effects.effect, weighted, weights.seeds, optimize=True)
+    random = np.einsum("sp,dpb,ds->db", effects.random, weighted, weights.seeds, optimize=True)
+    above = effect - random[:, None, :]
+    own = np.einsum("daa->da", above)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        transfer = np.where(own[:, None, :] > 0, above / own[:, None, :], np.nan)
+    cross = (above.sum(1) - own) / max(n - 1, 1)
+    return SiteTransfer(effects.site, transfer, own / gap, cross / gap, random / gap)
+
+
+def commit_site(direct: Sequence[tuple[Site, float]]) -> Site | None:
+    """Return the first residual site whose direct effect carries most of the decision; None when none does.
+
+    Args:
+        direct: Residual sites in order of depth with the share of m refused - m complied that each carries when every
+            later write is held at its counterfactual value.
+    """
+    return next((site for site, share in direct if share >= COMMIT_SHARE), None)
+
+
+def onset_site(auc: Sequence[tuple[Site, float]], threshold: float = 0.9) -> Site | None:
+    """Return the first residual site where refused and complied prompts separate (cross-validated AUC)."""
+    return next((site for site, value in auc if not site.kind.is_writer and value >= threshold), None)
+
+
+def is_before(site: Site, commit: Site | None) -> bool:
+    """Return whether a site lies in a block before the commit site, where it can say something about the mechanism."""
+    return commit is not None and site.layer < commit.layer
+
+
+def necessity_holds(low: Float[np.ndarray, " category"], value: Float[np.ndarray, " category"]) -> np.ndarray:
+    """Return for each category whether its own necessity is clearly above 0: large enough, and so its lower bound."""
+    return (value >= MIN_NECESSITY) & (low > MIN_NECESSITY / 2)
+
+
+def usable_site(holds: Bool[np.ndarray, " category"]) -> bool:
+    """Return whether enough categories have their own necessity at a site for it to count."""
+    return bool(holds.sum() >= 2 and holds.mean() >= MIN_SHARE_NECESSARY)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A verdict with how sure it is."""
+
+    verdict: Verdict
+    share: float
+    """Share of the bootstrap distribution that gives this verdict (for UNDETERMINED: the largest share)."""
+    leaning: Verdict
+    """The most frequent verdict over the draws."""
+
+
+def classify(value: float, monolithic: float, partially_modular: float) -> Verdict:
+    """Return the verdict of a mean transfer by the thresholds.
+
+    >>> classify(0.8, 0.8, 0.5), classify(0.5, 0.8, 0.5)
+    (<Verdict.MONOLITHIC: 'MONOLITHIC'>, <Verdict.PARTIALLY_MODULAR: 'PARTIALLY MODULAR'>)
+    """
+    if value >= monolithic:
+        return Verdict.MONOLITHIC
+    return Verdict.PARTIALLY_MODULAR if value >= partially_modular else Verdict.MODULAR
+
+
+def decide(draws: Float[np.ndarray, " draw"], monolithic: float, partially_modular: float) -> Decision:
+    """Return the verdict that at least `MIN_LEAN` of the bootstrap distribution gives, else UNDETERMINED."""
+    kinds = [classify(float(value), monolithic, partially_modular) for value in draws]
+    shares = {kind: kinds.count(kind) / len(kinds) for kind in Verdict}
+    leaning = max(shares, key=lambda kind: shares[kind])
+    verdict = leaning if shares[leaning] >= MIN_LEAN else Verdict.UNDETERMINED
+    return Decision(verdict, shares[leaning], leaning)

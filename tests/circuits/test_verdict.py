@@ -1,0 +1,109 @@
+"""Transfer, anchors and the verdict as arithmetic, on effects made up by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from circuits import verdict
+from circuits.verdict import SiteEffects, Verdict, plain_weights, resample, site_transfer
+from refusal.sites import Site
+
+SITE = Site.parse("residuals_1")
+CATEGORY = np.array([0, 0, 1, 1])
+# effects on prompts a1 a2 b1 b2 of removing circuit A, circuit B; random sets do 1 everywhere
+EFFECT = np.array([[[5.0, 7.0, 2.0, 4.0], [1.0, 2.0, 9.0, 9.0]]])
+RANDOM = np.ones((1, 4))
+GAP = np.array([10.0, 10.0])
+
+
+def measured(weights=None):
+    return site_transfer(
+        SiteEffects(SITE, EFFECT, RANDOM), GAP, CATEGORY, weights or plain_weights(CATEGORY, n_seeds=1)
+    )
+
+
+def test_site_transfer_by_hand():
+    result = measured()
+    # own: A 6 - 1 = 5, B 9 - 1 = 8; A on B: 3 - 1 = 2, B on A: 1.5 - 1 = 0.5
+    assert result.transfer[0] == pytest.approx(np.array([[1.0, 2 / 8], [0.5 / 5, 1.0]]))
+    assert result.necessity[0] == pytest.approx([0.5, 0.8])
+    assert result.cross[0] == pytest.approx([0.05, 0.2])
+    assert result.random[0] == pytest.approx([0.1, 0.1])
+    assert result.mean_transfer(np.array([True, True]))[0] == pytest.approx((0.25 + 0.1) / 2)
+
+
+def test_mean_transfer_when_a_category_is_not_usable_leaves_its_column_out():
+    assert measured().mean_transfer(np.array([False, True]))[0] == pytest.approx(0.25)
+
+
+def test_site_transfer_when_own_effect_is_no_larger_than_random_is_not_measured():
+    effect = EFFECT.copy()
+    effect[0, 0, :2] = 0.5
+    result = site_transfer(SiteEffects(SITE, effect, RANDOM), GAP, CATEGORY, plain_weights(CATEGORY, 1))
+    assert np.isnan(result.transfer[0][:, 0]).all()
+    assert result.transfer[0][0, 1] == pytest.approx(0.25)
+
+
+def test_resample_draws_within_categories_and_means_agree():
+    weights = resample(CATEGORY, n_seeds=3, n_draws=500, generator=np.random.default_rng(0))
+    assert (weights.prompts[:, :2].sum(1) == 2).all()
+    assert (weights.prompts[:, 2:].sum(1) == 2).all()
+    assert weights.seeds.sum(1) == pytest.approx(np.ones(500))
+    one_seed = verdict.Resampling(weights.prompts, np.ones((500, 1)))
+    draws = measured(one_seed)
+    assert draws.necessity.mean(0) == pytest.approx([0.5, 0.8], abs=0.02)
+    assert draws.necessity[:, 0].std() > 0.03
+
+
+def test_bootstrap_interval_of_transfer_covers_the_truth_as_often_as_it_says():
+    truth, hits, trials = 0.5, 0, 200
+    category = np.repeat([0, 1], 20)
+    for trial in range(trials):
+        generator = np.random.default_rng(trial)
+        own = 6 + generator.normal(size=40)
+        other = truth * 6 + generator.normal(size=40)
+        effect = np.where(category[None, :] == np.arange(2)[:, None], own, other)[None]
+        weights = resample(category, 1, 400, generator)
+        draws = site_transfer(SiteEffects(SITE, effect, np.zeros((1, 40))), np.ones(2), category, weights)
+        low, high = np.quantile(draws.mean_transfer(np.ones(2, bool)), [0.025, 0.975])
+        hits += low <= truth <= high
+    assert 0.88 <= hits / trials <= 0.99
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(1.0, Verdict.MONOLITHIC), (0.8, Verdict.MONOLITHIC), (0.79, Verdict.PARTIALLY_MODULAR), (0.49, Verdict.MODULAR)],
+)
+def test_classify_at_the_thresholds(value, expected):
+    assert verdict.classify(value, 0.8, 0.5) is expected
+
+
+def test_decide_when_draws_straddle_a_threshold_is_undetermined_and_says_the_leaning():
+    decision = verdict.decide(np.r_[np.full(60, 0.85), np.full(40, 0.75)], 0.8, 0.5)
+    assert decision.verdict is Verdict.UNDETERMINED
+    assert decision.leaning is Verdict.MONOLITHIC
+    assert decision.share == pytest.approx(0.6)
+
+
+def test_decide_when_nearly_all_draws_agree_gives_their_verdict():
+    decision = verdict.decide(np.r_[np.full(90, 0.3), np.full(10, 0.55)], 0.8, 0.5)
+    assert decision.verdict is Verdict.MODULAR
+
+
+def test_anchors_and_order_of_sites():
+    sites = [Site.parse(f"residuals_{layer}") for layer in range(3)]
+    direct = list(zip(sites, [0.1, 0.7, 1.0], strict=True))
+    assert verdict.commit_site(direct) == sites[1]
+    assert verdict.commit_site(direct[:1]) is None
+    assert verdict.onset_site([(Site.parse("mlp_0"), 0.99), (sites[0], 0.5), (sites[1], 0.95)]) == sites[1]
+    assert verdict.is_before(Site.parse("mlp_0"), sites[1])
+    assert not verdict.is_before(Site.parse("mlp_1"), sites[1])
+    assert not verdict.is_before(sites[0], None)
+
+
+def test_necessity_holds_only_where_clearly_above_zero():
+    holds = verdict.necessity_holds(np.array([0.2, 0.0, 0.06]), np.array([0.3, 0.3, 0.08]))
+    assert holds.tolist() == [True, False, False]
+    assert not verdict.usable_site(holds)
+    assert verdict.usable_site(np.ones(2, bool))
