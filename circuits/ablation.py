@@ -64,7 +64,8 @@ class add_to_variants:
         self.first = first
         self.change = change
 
-    def __call__(self, acts: Tensor) -> Tensor:
+    def __call__(self, acts: Float[Tensor, "variant batch d_model"]) -> Float[Tensor, "variant batch d_model"]:
+        """Return the edited activations."""
         last = self.first + len(self.change)
         changed = acts[self.first : last] + self.change.to(acts)
         return torch.cat([acts[: self.first], changed, acts[last:]])

@@ -1,7 +1,7 @@
 """What each node contributes to the refusal metric, prompt by prompt.
 
-1. The path: at one site, the readout position's activation goes in a straight line from the counterfactual x_cf (mean of
-   complied prompts of the same category) to the prompt's own x, everything else staying as it is in the prompt.
+1. The path: at one site, the readout position's activation goes in a straight line from the counterfactual x_cf (mean
+   of complied prompts of the same category) to the prompt's own x, everything else staying as it is in the prompt.
 2. The gradient of the metric m is averaged over K midpoints of the path. The path is straight in activation space and
    the SAE's decoder is linear, so one mean gradient serves every SAE of that site: all seeds, and the error node.
 3. attribution of latent f = (f - f_cf) * <mean gradient, W_dec[f]>, of the error node = <mean gradient, e - e_cf>.
@@ -139,7 +139,8 @@ class replace_variants:
         self.first = first
         self.values = values
 
-    def __call__(self, acts: Tensor) -> Tensor:
+    def __call__(self, acts: Float[Tensor, "variant batch d_model"]) -> Float[Tensor, "variant batch d_model"]:
+        """Return the edited activations."""
         last = self.first + len(self.values)
         return torch.cat([acts[: self.first], self.values.to(acts), acts[last:]])
 

@@ -6,14 +6,15 @@ The steps are those of `circuits.discovery`; this module runs them for one model
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Int
 from torch import Tensor
+from tqdm import tqdm
 
-from circuits.attribution import EdgeTarget, NodeAttributions, PathGradients, latent_gradients
+from circuits.attribution import NodeAttributions
 from circuits.attribution_file import AttributionFile
 from circuits.discovery import (
     CircuitDiscoverer,
@@ -26,17 +27,15 @@ from circuits.discovery import (
     size_grid,
     top_latents,
 )
+from circuits.edges import EdgeEnds, edges_between
 from circuits.evidence import Evidence, SiteCode
+from circuits.nodes import NodeSelection, bootstrap_means, circuit_nodes, percentile_interval
 from refusal.artefacts import ResultPaths
 from refusal.config import Config
-from refusal.schemas import CircuitEdge, CircuitFile, CircuitNode, Interval, NodeRef, SizeCurve
+from refusal.schemas import CircuitEdge, CircuitFile, SizeCurve
 from refusal.sites import Site
 
 log = logging.getLogger(__name__)
-
-STABILITY_DRAWS = 200
-"""Bootstrap draws for the interval and the stability of nodes."""
-TOP_PROMPTS = 5
 
 
 def discover_circuits(config: Config, model_name: str, paths: ResultPaths) -> None:
@@ -48,281 +47,180 @@ def discover_circuits(config: Config, model_name: str, paths: ResultPaths) -> No
         ArtefactError: An artefact of an earlier stage is missing or damaged.
     """
     evidence = Evidence(config, model_name, paths)
-    if evidence.missing is not None:
+    circuits = list(_without_circuit(evidence, model_name, config.circuit.method))
+    if evidence.missing is None:
+        file = _attributions(evidence, config.circuit.ig_steps)
+        study = CircuitStudy(config, evidence, file)
+        circuits += study.circuits(model_name)
+        file.save(paths.attributions(model_name))
+    else:
         log.warning("%s: no circuits: %s", model_name, evidence.missing)
-        for category in evidence.categories:
-            _empty(evidence, model_name, category, config.circuit.method, evidence.missing).save(
-                paths.circuit(model_name, category)
-            )
-        return
-    gradients = path_gradients(evidence, evidence.sites, config.circuit.ig_steps)
+    for circuit in circuits:
+        circuit.save(paths.circuit(model_name, circuit.category))
+
+
+def _attributions(evidence: Evidence, n_steps: int) -> AttributionFile:
+    gradients = path_gradients(evidence, evidence.sites, n_steps)
     ids = tuple(evidence.contrasts.prompt_ids[row] for row in evidence.refused_rows())
     file = AttributionFile(ids, gradients)
     for seed in evidence.seeds:
         for site in evidence.sites:
             file.nodes[site, seed] = attribute(evidence, evidence.code(site, seed), gradients)
-    study = _CircuitStudy(config, evidence, file)
-    curves = study.curves()
-    for index, site in enumerate(evidence.sites):
-        file.sizes[site] = _size([of_category[index] for of_category in curves], evidence)
-    for index, category in enumerate(evidence.contrasts.categories):
-        circuit = study.circuit(model_name, index, curves[index])
-        circuit.save(paths.circuit(model_name, category))
+    return file
+
+
+def _without_circuit(evidence: Evidence, model_name: str, method: str) -> Iterable[CircuitFile]:
+    """Yield an empty circuit, with the reason, for each category that cannot have one."""
     for category, count in evidence.contrasts.counts.items():
-        if count.reason_left_out is not None:
-            empty = _empty(evidence, model_name, category, config.circuit.method, count.reason_left_out)
-            empty.save(paths.circuit(model_name, category))
-    file.save(paths.attributions(model_name))
+        reason = evidence.missing or count.reason_left_out
+        if reason is not None:
+            yield CircuitFile.build(
+                model=model_name,
+                category=category,
+                method=method,
+                sae_seed=evidence.seeds[0],
+                n_refused=count.n_refused,
+                n_complied=count.n_complied,
+                metric_refused=None,
+                metric_complied=None,
+                completeness_residual={},
+                nodes=(),
+                edges=(),
+                edge_remainder={},
+                curves=(),
+                notices=(f"no circuit: {reason}",),
+            )
 
 
-def _size(curves: list[Curves], evidence: Evidence) -> int:
-    """Return the size for one site: each fold's circuits judged on the prompts that chose them, mean over categories.
-
-    The dose is tuned on the discovery fold so that the effects measured later, on the other fold, did not choose it.
-    """
-    shares = []
-    for index, curve in enumerate(curves):
-        fold = evidence.contrasts.fold[evidence.contrasts.rows(index, refused=True)]
-        for half in (0, 1):
-            change = float(curve.change[fold == half].mean())
-            if change > 0:
-                shares.append(curve.removed[half][:, fold == half].mean(1) / change)
-    if not shares:
-        return curves[0].sizes[0]
-    return choose_size(curves[0].sizes, [float(share) for share in np.mean(shares, axis=0)])
-
-
-class _CircuitStudy:
-    """Fills the circuit file of each category from attributions, curves and edges of the first SAE seed."""
+class CircuitStudy:
+    """The circuits of one model, seen through the first SAE seed."""
 
     def __init__(self, config: Config, evidence: Evidence, file: AttributionFile) -> None:
-        self.config = config
+        self.seed = config.seed
+        self.max_nodes = config.circuit.max_nodes
         self.evidence = evidence
         self.file = file
-        self.seed = evidence.seeds[0]
-        self.codes = [evidence.code(site, self.seed) for site in evidence.sites]
+        self.codes = [evidence.code(site, evidence.seeds[0]) for site in evidence.sites]
         self.method: CircuitDiscoverer = discoverer(config.circuit.method, evidence)
-        self.scores = [self.method.scores(code, self.nodes(code.site)) for code in self.codes]
 
-    def nodes(self, site: Site) -> NodeAttributions:
-        return self.file.nodes[site, self.seed]
+    def circuits(self, model_name: str) -> list[CircuitFile]:
+        """Return the circuit of every category in use; fixes the circuit size of each site on the way."""
+        curves = self._curves()
+        for index, code in enumerate(self.codes):
+            self.file.sizes[code.site] = self._size([of_category[index] for of_category in curves])
+        scores = [self.method.scores(code, self._nodes(code.site)) for code in self.codes]
+        chosen = [top_latents(each, self.file.sizes[code.site]) for each, code in zip(scores, self.codes, strict=True)]
+        names = self.evidence.contrasts.categories
+        return [
+            self._circuit(model_name, index, [torch.nonzero(sets[index]).ravel() for sets in chosen], curves[index])
+            for index in tqdm(range(len(names)), desc="circuits: nodes and edges", unit="category", disable=None)
+        ]
 
-    @property
-    def gradients(self) -> PathGradients:
-        return self.file.gradients
+    def _nodes(self, site: Site) -> NodeAttributions:
+        return self.file.nodes[site, self.evidence.seeds[0]]
 
-    def curves(self) -> list[list[Curves]]:
+    def _curves(self) -> list[list[Curves]]:
         """Return the size curves as `[category][site]`."""
-        sizes = size_grid(self.config.circuit.max_nodes, len(self.codes))
-        by_fold = [[self.method.scores(code, self.nodes(code.site), fold) for fold in (0, 1)] for code in self.codes]
+        sizes = size_grid(self.max_nodes, len(self.codes))
+        folds = [[self.method.scores(code, self._nodes(code.site), fold) for fold in (0, 1)] for code in self.codes]
+        names = self.evidence.contrasts.categories
         return [
             measure_curves(
                 self.evidence,
                 index,
                 self.codes,
-                [[scores[index] for scores in folds] for folds in by_fold],
-                self.gradients,
+                [[s[index] for s in both] for both in folds],
+                self.file.gradients,
                 sizes,
             )
-            for index in range(len(self.evidence.contrasts.categories))
+            for index in tqdm(range(len(names)), desc="circuits: size curves", unit="category", disable=None)
         ]
 
-    def circuit(self, model_name: str, category: int, curves: list[Curves]) -> CircuitFile:
-        """Return the circuit of one category."""
+    def _size(self, curves: list[Curves]) -> int:
+        """Return the size for one site: each fold's circuits on the prompts that chose them, mean over categories.
+
+        The dose is tuned on the discovery fold, so that the effects measured later on the other fold did not choose it.
+        """
+        shares = []
+        for index, curve in enumerate(curves):
+            fold = self.evidence.contrasts.fold[self.evidence.contrasts.rows(index, refused=True)]
+            for half in (0, 1):
+                change = float(curve.change[fold == half].mean())
+                if change > 0:
+                    shares.append(curve.removed[half][:, fold == half].mean(1) / change)
+        if not shares:
+            return curves[0].sizes[0]
+        return choose_size(curves[0].sizes, [float(share) for share in np.mean(shares, axis=0)])
+
+    def _circuit(self, model_name: str, category: int, chosen: list[Tensor], curves: list[Curves]) -> CircuitFile:
         contrasts = self.evidence.contrasts
-        name = contrasts.categories[category]
-        rows = self.category_rows(category)
-        chosen = {
-            code.site: torch.nonzero(top_latents(scores, self.file.sizes[code.site])[category]).ravel()
-            for code, scores in zip(self.codes, self.scores, strict=True)
-        }
-        edges, remainder = self.edges(category, chosen)
-        metric = self.gradients.metric[rows]
+        refused = np.array(self.evidence.refused_rows())
+        rows = tuple(int(row) for row in np.flatnonzero(contrasts.category[refused] == category))
+        edges, remainder = self._edges(category, chosen, rows)
+        generator = np.random.default_rng([self.seed, 4, category])
+        nodes = []
+        for code, latents in zip(self.codes, chosen, strict=True):
+            members = tuple(int(latent) for latent in latents)
+            selection = NodeSelection(category, members, self.file.sizes[code.site], rows)
+            nodes += circuit_nodes(selection, code, self._nodes(code.site), contrasts, generator)
         return CircuitFile.build(
             model=model_name,
-            category=name,
+            category=contrasts.categories[category],
             method=self.method.method,
-            sae_seed=self.seed,
+            sae_seed=self.evidence.seeds[0],
             n_refused=len(rows),
             n_complied=len(contrasts.rows(category, refused=False)),
-            metric_refused=float(metric.mean()),
+            metric_refused=float(self.file.gradients.metric[list(rows)].mean()),
             metric_complied=None,
-            completeness_residual={str(code.site): self.residual(code, rows) for code in self.codes},
-            nodes=tuple(node for code in self.codes for node in self.site_nodes(code, category, chosen[code.site])),
+            completeness_residual={str(code.site): self._residual(code, list(rows)) for code in self.codes},
+            nodes=tuple(nodes),
             edges=tuple(edges),
             edge_remainder=remainder,
             curves=tuple(
-                _size_curve(curve, code.site, self.file.sizes[code.site], self.evidence, category)
-                for curve, code in zip(curves, self.codes, strict=True)
+                self._size_curve(curve, code.site, category) for curve, code in zip(curves, self.codes, strict=True)
             ),
             notices=(),
         )
 
-    def category_rows(self, category: int) -> list[int]:
-        """Return the rows of the attribution tensors that belong to a category."""
-        refused = np.array(self.evidence.refused_rows())
-        return [int(row) for row in np.flatnonzero(self.evidence.contrasts.category[refused] == category)]
-
-    def residual(self, code: SiteCode, rows: list[int]) -> float | None:
-        """Return the mean completeness residual |sum of attributions - (m - m_cf)| / |m - m_cf| of a site."""
-        nodes = self.nodes(code.site)
-        change = (self.gradients.metric - self.gradients.metric_cf[code.site])[rows]
+    def _residual(self, code: SiteCode, rows: list[int]) -> float:
+        """Return sum |attributions - (m - m_cf)| / sum |m - m_cf| over a category's prompts at a site."""
+        nodes = self._nodes(code.site)
+        change = (self.file.gradients.metric - self.file.gradients.metric_cf[code.site])[rows]
         total = (nodes.latents.sum(1) + nodes.error)[rows]
-        return float(((total - change).abs().sum() / change.abs().sum().clamp_min(1e-12)))
+        return float((total - change).abs().sum() / change.abs().sum().clamp_min(1e-12))
 
-    def site_nodes(self, code: SiteCode, category: int, latents: Tensor) -> list[CircuitNode]:
-        """Return the circuit's nodes at a site, the error node last."""
-        rows = self.category_rows(category)
-        values = self.nodes(code.site).latents[rows].double().numpy()
-        generator = np.random.default_rng([self.config.seed, category])
-        weights = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), STABILITY_DRAWS) / len(rows)
-        draws = weights @ values
-        size = self.file.sizes[code.site]
-        picked = np.argsort(-draws, axis=1)[:, :size]
-        contrasts = self.evidence.contrasts
-        sides = [contrasts.rows(category, refused=side) for side in (True, False)]
-        frequency = [(code.latents[torch.from_numpy(side)] > 0).float().mean(0) for side in sides]
-        nodes = []
-        for latent in sorted((int(x) for x in latents), key=lambda x: -float(values[:, x].mean())):
-            nodes.append(
-                CircuitNode(
-                    site=str(code.site),
-                    latent=latent,
-                    attribution=float(values[:, latent].mean()),
-                    interval=_interval(draws[:, latent]),
-                    stability=float((picked == latent).any(1).mean()),
-                    frequency_refused=float(frequency[0][latent]),
-                    frequency_complied=float(frequency[1][latent]),
-                    top_prompts=self.top_prompts(code, latent),
-                )
-            )
-        error = self.nodes(code.site).error[rows].double().numpy()
-        nodes.append(
-            CircuitNode(
-                site=str(code.site),
-                latent=None,
-                attribution=float(error.mean()),
-                interval=_interval(weights @ error),
-                stability=1.0,
-                frequency_refused=1.0,
-                frequency_complied=1.0,
-                top_prompts=(),
-            )
-        )
-        return nodes
-
-    def top_prompts(self, code: SiteCode, latent: int) -> tuple[str, ...]:
-        """Return the ids of the prompts on which a latent is most active."""
-        values = code.latents[:, latent]
-        best = values.topk(min(TOP_PROMPTS, len(values))).indices
-        return tuple(self.evidence.contrasts.prompt_ids[int(row)] for row in best if values[row] > 0)
-
-    def edges(self, category: int, chosen: dict[Site, Tensor]) -> tuple[list[CircuitEdge], dict[str, float | None]]:
-        """Return the edges between consecutive sites and, per site, the share of attribution that none explains."""
+    def _edges(
+        self, category: int, chosen: list[Int[Tensor, " node"]], rows: tuple[int, ...]
+    ) -> tuple[list[CircuitEdge], dict[str, float | None]]:
+        """Return the edges between consecutive sites and, per target site, the share that none explains."""
+        prompts = [int(row) for row in self.evidence.contrasts.rows(category, refused=True)]
         edges: list[CircuitEdge] = []
         remainder: dict[str, float | None] = {}
-        for source, target in zip(self.codes, self.codes[1:], strict=False):
-            found, explained = self.edges_between(category, source, target, chosen)
-            edges += found
-            remainder[str(target.site)] = explained
+        for index in range(len(self.codes) - 1):
+            source, target = self.codes[index : index + 2]
+            ends = EdgeEnds(source, target, chosen[index], chosen[index + 1])
+            gradient = self.file.gradients.gradient[target.site][list(rows)]
+            found = edges_between(self.evidence, ends, prompts, gradient, self._nodes(target.site).latents[list(rows)])
+            edges += found.edges
+            remainder[str(target.site)] = found.remainder
         return edges, remainder
 
-    def edges_between(
-        self, category: int, source: SiteCode, target: SiteCode, chosen: dict[Site, Tensor]
-    ) -> tuple[list[CircuitEdge], float | None]:
-        """Return edges from the source's circuit nodes and error node to the target's latents, and the remainder."""
-        latents, sources = chosen[target.site], chosen[source.site]
-        if not len(latents):
-            return [], None
-        refused = self.evidence.refused_rows()
-        rows = self.category_rows(category)
-        prompts = [refused[row] for row in rows]
-        # effect of each target latent on the metric, per unit: <mean gradient, W_dec[v]>
-        slope = self.gradients.gradient[target.site][rows] @ target.sae.W_dec[latents].T.detach()
-        change = source.latents[prompts] - source.counterfactual_latents[category]
-        acts_change = source.acts[prompts] - source.counterfactual_acts[category]
-        error_change = acts_change - change @ source.sae.W_dec.detach()
-        totals = torch.zeros(len(latents), len(sources) + 1)
-        reached = torch.zeros(len(latents))
-        place = {prompt: index for index, prompt in enumerate(prompts)}
-        for batch in self.evidence.runner.batches(prompts):
-            here = torch.tensor([place[int(prompt)] for prompt in batch.prompts])
-            gradient = latent_gradients(batch, source.site, EdgeTarget(target.site, target.sae, latents))
-            scaled = gradient * slope[here].T[:, :, None]
-            decoded = torch.einsum("vbd,nd->vbn", scaled, source.sae.W_dec[sources].detach())
-            totals[:, :-1] += torch.einsum("vbn,bn->vn", decoded, change[here][:, sources])
-            totals[:, -1] += torch.einsum("vbd,bd->v", scaled, error_change[here])
-            reached += torch.einsum("vbd,bd->v", scaled, acts_change[here])
-        own = self.nodes(target.site).latents[rows][:, latents].sum(0)
-        unexplained = float((own - reached).abs().sum() / own.abs().sum().clamp_min(1e-12))
-        return _edges(source.site, target.site, sources, latents, totals / len(rows)), unexplained
-
-
-def _edges(
-    source: Site, target: Site, sources: Tensor, targets: Tensor, weights: Float[Tensor, "node node_from"]
-) -> list[CircuitEdge]:
-    names = [*(int(latent) for latent in sources), None]
-    edges = [
-        CircuitEdge(
-            source=NodeRef(site=str(source), latent=name),
-            target=NodeRef(site=str(target), latent=int(latent)),
-            weight=float(weights[row, column]),
+    def _size_curve(self, curve: Curves, site: Site, category: int) -> SizeCurve:
+        """Return the curve as published: each prompt judged by the circuit that the other fold chose."""
+        fold = self.evidence.contrasts.fold[self.evidence.contrasts.rows(category, refused=True)]
+        index = np.arange(len(fold))
+        kept, removed = curve.kept[1 - fold, :, index], curve.removed[1 - fold, :, index]
+        generator = np.random.default_rng([self.seed, 5, category, site.layer])
+        weights = np.concatenate([np.full((1, len(fold)), 1 / len(fold)), bootstrap_means(len(fold), generator)])
+        change = weights @ curve.change
+        faithfulness = weights @ kept / change[:, None]
+        completeness = 1 - weights @ removed / change[:, None]
+        return SizeCurve(
+            site=str(site),
+            size=curve.sizes,
+            faithfulness=tuple(float(x) for x in faithfulness[0]),
+            completeness=tuple(float(x) for x in completeness[0]),
+            faithfulness_ci=tuple(percentile_interval(column) for column in faithfulness[1:].T),
+            completeness_ci=tuple(percentile_interval(column) for column in completeness[1:].T),
+            chosen_size=self.file.sizes[site],
         )
-        for row, latent in enumerate(targets)
-        for column, name in enumerate(names)
-    ]
-    return sorted((edge for edge in edges if edge.weight != 0), key=lambda edge: -abs(edge.weight))
-
-
-def _interval(draws: Float[np.ndarray, " draw"]) -> Interval:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _size_curve(curve: Curves, site: Site, chosen: int, evidence: Evidence, category: int) -> SizeCurve:
-    """Return the curve as published: each prompt judged by the circuit that the other fold chose."""
-    rows = evidence.contrasts.rows(category, refused=True)
-    fold = evidence.contrasts.fold[rows]
-    other = 1 - fold
-    index = np.arange(len(rows))
-    kept, removed = curve.kept[other, :, index], curve.removed[other, :, index]
-    generator = np.random.default_rng([evidence.contrasts.category[rows[0]], len(rows)])
-    weights = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), STABILITY_DRAWS)
-    weights = np.concatenate([np.ones((1, len(rows))), weights])
-    change = weights @ curve.change
-    faithfulness = weights @ kept / change[:, None]
-    completeness = 1 - weights @ removed / change[:, None]
-    return SizeCurve(
-        site=str(site),
-        size=curve.sizes,
-        faithfulness=tuple(float(x) for x in faithfulness[0]),
-        completeness=tuple(float(x) for x in completeness[0]),
-        faithfulness_ci=tuple(_interval(column) for column in faithfulness[1:].T),
-        completeness_ci=tuple(_interval(column) for column in completeness[1:].T),
-        chosen_size=chosen,
-    )
-
-
-def _empty(evidence: Evidence, model_name: str, category: str, method: str, reason: str) -> CircuitFile:
-    count = evidence.contrasts.counts[category]
-    return CircuitFile.build(
-        model=model_name,
-        category=category,
-        method=method,
-        sae_seed=evidence.seeds[0],
-        n_refused=count.n_refused,
-        n_complied=count.n_complied,
-        metric_refused=None,
-        metric_complied=None,
-        completeness_residual={},
-        nodes=(),
-        edges=(),
-        edge_remainder={},
-        curves=(),
-        notices=(f"no circuit: {reason}",),
-    )
-
-
-def ids_of(evidence: Evidence, rows: Sequence[int]) -> list[str]:
-    """Return the prompt ids of contrast rows."""
-    return [evidence.contrasts.prompt_ids[row] for row in rows]

@@ -22,6 +22,7 @@ from circuits.direct import DirectEffects, direct_effects
 from circuits.discovery import discoverer
 from circuits.evidence import Evidence
 from circuits.groups import find_groups, groups_stability, symmetrised
+from circuits.nodes import percentile_interval
 from circuits.structure import baseline, permutation_test, structural_similarity
 from circuits.transfer import measure_transfer, save_effects
 from circuits.verdict import Decision, Resampling, SiteEffects, SiteTransfer, Verdict, site_transfer
@@ -31,7 +32,6 @@ from refusal.schemas import (
     CategorySupport,
     Comparison,
     DepthPoint,
-    Interval,
     IntervalMatrix,
     Matrix,
     SeedResult,
@@ -214,7 +214,7 @@ class Study:
         seeds = self._seeds() if decisive is not None else ()
         verdict_now, reason = decision.verdict, problem
         if average is not None:
-            interval = _interval(average[1])
+            interval = percentile_interval(average[1])
             reason = narrate.reason(decision, average[0], interval, str(decisive.effects.site), groups, self.names)
             disagree = narrate.seed_disagreement(seeds, decision)
             if decision.verdict is not Verdict.UNDETERMINED and disagree is not None:
@@ -225,7 +225,7 @@ class Study:
             "verdict": str(verdict_now),
             "reason": reason,
             "average_similarity": None if average is None else average[0],
-            "average_similarity_ci": (None, None) if average is None else _interval(average[1]),
+            "average_similarity_ci": (None, None) if average is None else percentile_interval(average[1]),
             "groups": groups,
             "groups_stability": stability,
             "seeds": seeds,
@@ -310,10 +310,10 @@ class Study:
         return DepthPoint(
             site=str(site),
             own=float(profile.point.necessity.mean()),
-            own_ci=_interval(profile.draws.necessity.mean(1)),
+            own_ci=percentile_interval(profile.draws.necessity.mean(1)),
             cross=float(profile.point.cross.mean()),
             transfer=float(profile.point.mean_transfer(profile.holds)[0]) if measurable else None,
-            transfer_ci=(None, None) if draws is None else _interval(draws),
+            transfer_ci=(None, None) if draws is None else percentile_interval(draws),
             random=float(profile.point.random.mean()),
             direct=None if site not in direct else float(direct[site]),
             separation_auc=self.auc[site],
@@ -337,7 +337,7 @@ class Study:
             return support
         for index, name in enumerate(self.names):
             necessity = float(decisive.point.necessity[0, index])
-            interval = _interval(decisive.draws.necessity[:, index])
+            interval = percentile_interval(decisive.draws.necessity[:, index])
             support[name] = support[name].model_copy(update={"necessity": necessity, "necessity_ci": interval})
         return support
 
@@ -417,17 +417,9 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _interval(draws: Float[np.ndarray, " draw"]) -> Interval:
-    finite = draws[np.isfinite(draws)]
-    if not len(finite):
-        return None, None
-    low, high = np.quantile(finite, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def _matrix(names: tuple[str, ...], values: Float[np.ndarray, "category category"]) -> Matrix:
     return {a: {b: _number(values[i, j]) for j, b in enumerate(names)} for i, a in enumerate(names)}
 
 
 def _interval_matrix(names: tuple[str, ...], draws: Float[np.ndarray, "draw category category"]) -> IntervalMatrix:
-    return {a: {b: _interval(draws[:, i, j]) for j, b in enumerate(names)} for i, a in enumerate(names)}
+    return {a: {b: percentile_interval(draws[:, i, j]) for j, b in enumerate(names)} for i, a in enumerate(names)}

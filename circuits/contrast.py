@@ -1,8 +1,8 @@
 """Which prompts are compared: refused and complied ones of the same category, equally many in every category.
 
-Sides are what the model did, never which file a prompt came from. Answers that are neither (partly refused, cannot tell)
-are left out. The refused and the complied prompts of a category are each split into two folds: circuits are found on one
-and effects measured on the other. This module knows labels only, no activations.
+Sides are what the model did, never which file a prompt came from. Answers that are neither (partly refused, cannot
+tell) are left out. The refused and the complied prompts of a category are each split into two folds: circuits are found
+on one and effects measured on the other. This module knows labels only, no activations.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the circuits and compare stages both start from: the contrasts, the metric and the model at the readout position.
+"""What the circuits and compare stages both start from: contrasts, metric and the model at the readout position.
 
 Everything comes from the artefacts of earlier stages; the model is loaded only when an intervention is asked for.
 """

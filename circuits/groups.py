@@ -1,8 +1,8 @@
 """Which categories share a mechanism: blocks of the transfer matrix, their number and their stability.
 
 1. Candidates are the cuts of an average-linkage tree over 1 - (T_AB + T_BA) / 2.
-2. A cut is a model with two numbers, the mean transfer inside and between blocks; it is fitted on one fold and judged by
-   its squared error on the other. The cut with the smallest error wins; of nearly equal ones, that with fewer blocks.
+2. A cut is a model with two numbers, the mean transfer inside and between blocks; it is fitted on one fold and judged
+   by its squared error on the other. The smallest error wins; of nearly equal ones, that with fewer blocks.
 3. Stability: mean adjusted Rand index between the groups and those of bootstrap draws.
 
 Source: average linkage and cross-validated cuts, Hastie et al. (2009) 14.3.12; Hubert & Arabie (1985) for the index.

@@ -31,7 +31,7 @@ def reason(
     if decision.verdict is Verdict.UNDETERMINED:
         return (
             f"The interval crosses a threshold without a clear side: {measured}; "
-            f"{decision.share:.0%} of the bootstrap draws read {decision.leaning}; more prompts per category would tell."
+            f"{decision.share:.0%} of the draws read {decision.leaning}; more prompts per category would tell."
         )
     return f"{_lead(decision.verdict, groups, len(names))}: {measured}; {decision.share:.0%} of the draws agree."
 

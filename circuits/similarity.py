@@ -140,7 +140,7 @@ def _standardise(columns: Float[np.ndarray, "prompt node"]) -> Float[np.ndarray,
 
 
 def original_similarity(a: CorrelationCircuit, b: CorrelationCircuit) -> float:
-    """Return S = 0.4 J(nodes) + 0.3 J(edges) + 0.3 |Pearson(importances on common nodes)|, undefined parts counting 0."""
+    """Return 0.4 J(nodes) + 0.3 J(edges) + 0.3 |Pearson(importances on common nodes)|; undefined parts count 0."""
     nodes = jaccard(a.nodes, b.nodes)
     union = a.edges | b.edges
     edges = len(a.edges & b.edges) / len(union) if union else 0.0
