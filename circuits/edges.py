@@ -2,8 +2,8 @@
 
 weight(u -> v) = mean over refused prompts of (f_u - f_u_cf) <W_dec[u], d f_v / d x> <mean gradient, W_dec[v]>:
 the change of u, through the model to v, through the metric. The gradient of v is a vector-Jacobian product with the
-SAE's choice of active latents frozen, not a correlation of activations. What no edge explains (paths through other positions,
-the curvature between the sites) is reported as the remainder.
+SAE's choice of active latents frozen, not a correlation of activations. What no edge explains (paths through other
+positions, the curvature between the sites) is reported as the remainder.
 
 Source: Marks et al. 2403.19647, section 3 and appendix A.
 """

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 
 from circuits.attribution_file import AttributionFile
@@ -41,7 +40,7 @@ def structural_similarity(evidence: Evidence, file: AttributionFile, site: Site 
         "decoder_cosine": compare_structure(halves @ decoder, cosine),
     }
     names = evidence.contrasts.categories
-    matrix = partial(_matrix, names)
+    matrix = partial(as_matrix, names)
     return StructuralSimilarity(
         site=str(site),
         raw={name: matrix(result.raw) for name, result in compared.items()},
@@ -129,17 +128,15 @@ def baseline(evidence: Evidence, analysis: AnalysisConfig) -> Baseline:
     similarity = np.array([[original_similarity(a, b) for b in circuits] for a in circuits])
     average = float(similarity[~np.eye(len(names), dtype=bool)].mean())
     kind = original_verdict(average, analysis.monolithic_threshold, analysis.partially_modular_threshold)
-    return Baseline(rule=BASELINE_RULE, average_similarity=average, similarity=_matrix(names, similarity), verdict=kind)
+    return Baseline(
+        rule=BASELINE_RULE, average_similarity=average, similarity=as_matrix(names, similarity), verdict=kind
+    )
 
 
 def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _matrix(names: tuple[str, ...], values: Float[np.ndarray, "category category"]) -> Matrix:
+def as_matrix(names: tuple[str, ...], values: Float[np.ndarray, "category category"]) -> Matrix:
+    """Return a matrix of categories as an artefact holds it: by name, null where not measured."""
     return {a: {b: _number(values[i, j]) for j, b in enumerate(names)} for i, a in enumerate(names)}
-
-
-def latents_as_tensor(values: np.ndarray) -> torch.Tensor:
-    """Return a float32 tensor of an array."""
-    return torch.from_numpy(values.astype(np.float32))

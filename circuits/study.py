@@ -1,0 +1,191 @@
+"""What one model's measured effects say: profiles by depth, the decisive site, its mean transfer, groups, SAE seeds.
+
+Holds the arithmetic that needs all sites at once; the pieces are pure functions in `circuits.verdict` and
+`circuits.groups`. It writes nothing and asks the model nothing: everything has been measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from circuits import verdict
+from circuits.direct import DirectEffects
+from circuits.evidence import Evidence
+from circuits.groups import find_groups, groups_stability
+from circuits.verdict import Decision, Resampling, SiteEffects, SiteTransfer, Verdict, site_transfer
+from refusal.config import AnalysisConfig
+from refusal.schemas import SeedResult
+from refusal.sites import Site
+from refusal.stats import cross_validated_auc
+
+GROUP_DRAWS = 100
+"""Bootstrap draws for the stability of the groups."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One site: its transfer as measured, under the bootstrap, and on each fold."""
+
+    effects: SiteEffects
+    point: SiteTransfer
+    """One draw: the data as it is."""
+    draws: SiteTransfer
+    folds: tuple[SiteTransfer, SiteTransfer]
+    """One draw each: the prompts of one fold."""
+    holds: Bool[np.ndarray, " category"]
+    """Categories whose own necessity holds."""
+    is_candidate: bool
+    """Before commit, and own necessity holds in enough categories."""
+
+    @property
+    def site(self) -> Site:
+        """The site."""
+        return self.effects.site
+
+    @property
+    def mean_transfer(self) -> float:
+        """Mean off-diagonal transfer onto the categories whose necessity holds."""
+        return float(self.point.mean_transfer(self.holds)[0])
+
+
+@dataclass(frozen=True)
+class Average:
+    """The mean off-diagonal transfer at the decisive site."""
+
+    value: float
+    """Site chosen on one fold and measured on the other, mean of both ways."""
+    draws: Float[np.ndarray, " draw"]
+    """Bootstrap distribution around it."""
+
+
+class Study:
+    """The conclusions from one model's effects."""
+
+    def __init__(
+        self, analysis: AnalysisConfig, seed: int, evidence: Evidence, direct: DirectEffects, effects: list[SiteEffects]
+    ) -> None:
+        contrasts = evidence.contrasts
+        self.analysis = analysis
+        self.evidence = evidence
+        self.direct = direct
+        self.names = contrasts.categories
+        self.n_seeds = len(evidence.seeds)
+        self.category = contrasts.category[contrasts.refused]
+        self.fold = contrasts.fold[contrasts.refused]
+        self.gap = self._gap()
+        self.direct_share = dict(zip(direct.sites, (float(x) for x in direct.share.mean(1)), strict=True))
+        self.commit = verdict.commit_site(list(self.direct_share.items()))
+        self.auc = {site: self._auc(site, seed) for site in evidence.sites}
+        self.onset = verdict.onset_site(list(self.auc.items()))
+        generator = np.random.default_rng([seed, 1])
+        self.weights = verdict.resample(self.category, self.n_seeds, analysis.bootstrap, generator)
+        self.plain = verdict.plain_weights(self.category, self.n_seeds)
+        self.profiles = [self._profile(each) for each in effects]
+
+    def _gap(self) -> Float[np.ndarray, " category"]:
+        """Return m refused - m complied of each category, logits."""
+        contrasts = self.evidence.contrasts
+        means = [
+            [self.direct.metric[contrasts.rows(index, refused=side)].mean() for side in (True, False)]
+            for index in range(len(self.names))
+        ]
+        return np.array([refused - complied for refused, complied in means])
+
+    def _auc(self, site: Site, seed: int) -> float:
+        """Return the mean over categories of the cross-validated AUC of refused against complied prompts."""
+        contrasts = self.evidence.contrasts
+        acts = self.evidence.store.readout(site, list(contrasts.prompt_ids)).double().numpy()
+        values = []
+        for index in range(len(self.names)):
+            rows = contrasts.category == index
+            generator = np.random.default_rng([seed, 2, index])
+            values.append(cross_validated_auc(acts[rows], contrasts.is_refused[rows], generator))
+        return float(np.mean(values))
+
+    def _profile(self, effects: SiteEffects) -> Profile:
+        def under(weights: Resampling) -> SiteTransfer:
+            return site_transfer(effects, self.gap, self.category, weights)
+
+        halves = [Resampling((self.fold == half).astype(float)[None], self.plain.seeds) for half in (0, 1)]
+        point, draws = under(self.plain), under(self.weights)
+        holds = verdict.necessity_holds(np.quantile(draws.necessity, 0.025, axis=0), point.necessity[0])
+        candidate = verdict.is_before(effects.site, self.commit) and verdict.usable_site(holds)
+        return Profile(effects, point, draws, (under(halves[0]), under(halves[1])), holds, candidate)
+
+    @property
+    def candidates(self) -> list[Profile]:
+        """Sites that can decide, in order of depth."""
+        return [profile for profile in self.profiles if profile.is_candidate]
+
+    def most_shared(self, fold: int | None = None) -> Profile:
+        """Return the candidate with the largest mean transfer, as one fold or all prompts measure it."""
+
+        def shared(profile: Profile) -> float:
+            measured = profile.point if fold is None else profile.folds[fold]
+            return float(measured.mean_transfer(profile.holds)[0])
+
+        return max(self.candidates, key=shared)
+
+    def average(self) -> Average:
+        """Return the mean off-diagonal transfer, chosen on one fold and measured on the other."""
+        values, centres, draws = [], [], []
+        for half in (0, 1):
+            profile = self.most_shared(half)
+            values.append(profile.folds[1 - half].mean_transfer(profile.holds)[0])
+            centres.append(profile.mean_transfer)
+            draws.append(profile.draws.mean_transfer(profile.holds))
+        # The draws resample all prompts; they are moved to the cross-fitted value, which chose no site on its own data.
+        value = float(np.mean(values))
+        return Average(value, np.mean(draws, axis=0) + value - float(np.mean(centres)))
+
+    def decide(self, average: Average) -> Decision:
+        """Return the verdict of the mean transfer under the configured thresholds."""
+        return verdict.decide(
+            average.draws, self.analysis.monolithic_threshold, self.analysis.partially_modular_threshold
+        )
+
+    def groups(self) -> tuple[Int[np.ndarray, " category"], float]:
+        """Return the index of each category's group at the decisive site, and the stability of the groups."""
+        decisive = self.most_shared()
+        folds = np.stack([fold.transfer[0] for fold in decisive.folds])
+        found = find_groups(decisive.point.transfer[0], folds)
+        return found, groups_stability(found, decisive.draws.transfer[:GROUP_DRAWS])
+
+    def seeds(self) -> tuple[SeedResult, ...]:
+        """Return the verdict that each SAE seed alone would give."""
+        return tuple(self._seed(index, seed) for index, seed in enumerate(self.evidence.seeds))
+
+    def _seed(self, index: int, seed: int) -> SeedResult:
+        weights = Resampling(self.plain.prompts, np.eye(self.n_seeds)[index][None])
+        means = {}
+        for profile in self.candidates:
+            alone = site_transfer(profile.effects, self.gap, self.category, weights)
+            means[profile.site] = float(alone.mean_transfer(profile.holds)[0])
+        best = max(means, key=lambda site: means[site])
+        kind = verdict.classify(
+            means[best], self.analysis.monolithic_threshold, self.analysis.partially_modular_threshold
+        )
+        return SeedResult(seed=seed, decisive_site=str(best), average_similarity=means[best], verdict=str(kind))
+
+    @property
+    def shared_from(self) -> Site | None:
+        """The first candidate whose mean transfer reaches the monolithic threshold."""
+        threshold = self.analysis.monolithic_threshold
+        return next((profile.site for profile in self.candidates if profile.mean_transfer >= threshold), None)
+
+    @property
+    def sharing_depth(self) -> float | None:
+        """(commit - shared from) / (commit - onset) in blocks; None where an anchor is missing or they coincide."""
+        if self.commit is None or self.shared_from is None or self.onset is None:
+            return None
+        span = self.commit.layer - self.onset.layer
+        return (self.commit.layer - self.shared_from.layer) / span if span > 0 else None
+
+
+def is_supported_by_seeds(seeds: tuple[SeedResult, ...], verdict_now: Verdict) -> bool:
+    """Return whether at least two thirds of the SAE seeds give the verdict on their own."""
+    agreeing = sum(seed.verdict == str(verdict_now) for seed in seeds)
+    return 3 * agreeing >= 2 * len(seeds)
