@@ -1,0 +1,215 @@
+r"""The vocabulary of refusing: what a sentence of an English response does, as regular expressions.
+
+Every pattern reads one sentence in lower case with plain quotes. Each binds a subject, a negation and a verb of helping
+(or a norm), so that no word counts by its mere presence. What follows from the patterns is in `refusal.labels`.
+
+`ADVERB`, `CANNOT`, `HELP_VERB` and the like are building blocks: they hold alternatives in one non-capturing group.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+
+def _any(*alternatives: str) -> str:
+    return "(?:" + "|".join(alternatives) + ")"
+
+
+def _compile(patterns: Sequence[str]) -> re.Pattern[str]:
+    return re.compile(_any(*(_any(pattern) for pattern in patterns)))
+
+
+_I = r"\b(?:i|we)"
+_ADVERB = _any(
+    r"(?:[a-z]+ly|just|also|still|therefore|however|never|and|but|in good conscience|in good faith),? ",
+    r"as an ai(?: language model| assistant| model)?,? ",
+)
+_HELP_VERB = _any(
+    "provide|help|assist|fulfill|fulfil|comply|give|answer|offer|share|support|suggest|create|write|generate|discuss",
+    "engage|recommend|encourage|promote|participate|advise|respond|produce|complete|teach|condone|endorse|facilitate",
+    "satisfy|accommodate|compose|draft|aid|contribute|advocate|explain|describe|assume|disclose|reveal|entertain",
+    "perpetuate|continue|proceed|instruct|guide|supply",
+    "do (?:that|this|so|it|what)|tell (?:you|anyone|people)|show you|make (?:such|any|a|an|fun|jokes)",
+    "go along|go through with|(?:meet|honou?r) (?:that|this|your)|(?:talk|speak) about|carry out",
+    "be (?:able|used|part|a part|of any help|of help|of assistance|involved|complicit|assisting|helping|providing)",
+    "(?:process|execute|grant|accept|handle|address) (?:that|this|your|such|the) (?:request|question|query)",
+    "have (?:this|that|a) (?:conversation|discussion)",
+)
+_CANNOT = _any(
+    "can(?:not| not|'t| never)|could(?: not|n't)|will (?:not|never)|won't|(?:may|should|shall|must) not|shouldn't",
+    "(?:would not|wouldn't|would never)(?: be able to)?",
+)
+_NOT_ABLE = _any(
+    "not able|unable|forbidden|prohibited|unwilling",
+    "not (?:allowed|permitted|programmed|designed|authori[sz]ed|going|in a position|capable|willing|prepared)",
+    "not (?:equipped|meant|here|trained)",
+)
+_UNABLE = _any(
+    rf"(?:am|'m|are|'re|was|am an? [\w ]{{2,30}} and am) {_ADVERB}*{_NOT_ABLE}(?: to)?",
+    rf"(?:am an? [\w ]{{2,30}} and )?(?:do not|don't) {_ADVERB}*"
+    + _any("have the (?:ability|capability|capacity)", "wish|want|intend", "think i (?:can|should|could)")
+    + "(?: to)?",
+)
+_REFUSES = rf"{_I}(?: |){_ADVERB}*(?:{_CANNOT}|{_UNABLE})"
+_MINE = (
+    r"my (?:programming|ethic\w*|guidelines|capabilit\w+|principles|values|polic\w+|core|safety|scope|abilit\w+|"
+    r"purpose|design|moral\w*|training)"
+)
+_BAD = (
+    "(?:(?:in|un)appropriate|unethical|illegal|unlawful|immoral|irresponsible|wrong|dangerous|harmful|unacceptable|"
+    "unsafe|disrespectful|offensive|problematic|discriminatory)"
+)
+_GOOD = (
+    "(?:appropriate|ethical|legal|acceptable|right|okay|ok|advisable|recommended|safe|respectful|morally|productive|"
+    "lawful|responsible|permissible|a good idea|suitable|wise|justifiable)"
+)
+
+DECLINE = _compile(
+    [
+        # "I cannot ... provide", with a few words between ("I cannot and will not help", "I can't, sadly, assist").
+        rf"{_REFUSES}(?:,? (?:and|or) {_CANNOT})?,? (?:\w+,? ){{0,3}}?"
+        rf"(?<!help but ){_HELP_VERB}(?:e?s|ing|d)?\b(?! but\b)",
+        # The response ends, or is cut off, right after the refusal.
+        rf"{_REFUSES}(?: (?:do )?(?:that|this))?[.!,]*$",
+        rf"{_I}(?:'ll|'m| will| am|'d| would)? {_ADVERB}*"
+        rf"(?:(?:must|have to|need to|going to|like to|choose to) {_ADVERB}*(?:have to )?)?"
+        r"(?:decline|refuse|refrain from|abstain from|pass on (?:this|that))\b",
+        r"\bmust (?:respectfully )?(?:decline|refuse)\b",
+        rf"{_I}(?:'d| would) (?:rather|prefer) not\b",
+        rf"{_I}(?: do not| don't|'m not| am not|'m| am) {_ADVERB}*(?:feel(?:ing)? )?(?:un)?comfortable "
+        r"(?:\w+ing|to|with|about)\b",
+        r"\bnot (?:something|anything|a (?:topic|request|question|subject|conversation))(?: that)? "
+        r"(?:i|we)(?:'m| am| can| could| will| would|'d)\b",
+        rf"\b(?:not|beyond|outside|against)(?: of)?(?: what is)? (?:within |in line with |part of )?{_MINE}\b",
+        r"\b(?:goes|go|is|are|would be|would go|runs) against my\b",
+        r"\b(?:prevent|prohibit|forbid|not allow|restrict|stop)s?(?:ing)? me (?:from|to)\b",
+        r"^(?:no|nope|absolutely not|never|certainly not|not a chance|no way|request denied|no,? sorry)[.!,]*$",
+        r"^(?:(?:i'm|i am) )?sorry,? but(?: i)?$",
+        r"^(?:sorry|apologies|i'm sorry|i am sorry|i apologi[sz]e|my apologies|unfortunately)[.!,]*$",
+        r"^(?:i'm sorry|sorry|i am sorry|i apologi[sz]e|unfortunately),? (?:but )?"
+        r"(?:no|that(?: i|')s not possible)[.!,]*$",
+        r"\bno (?:help|assistance|information|instructions|advice|guidance) (?:can|will) "
+        r"be (?:given|provided|offered)\b",
+    ]
+)
+"""The speaker declines: says that it cannot or will not help."""
+
+_FORBIDS = (
+    rf"{_I}\b.{{0,60}}?\b(?:do not|don't|never|not|cannot|can't) {_ADVERB}*(?:condone|promot|encourag|advocat|endors|"
+    r"support (?:or|the|any|such|illegal|harmful)|engag(?:e|ing) in|participat)",
+    rf"\bit(?:'s| is| would be) {_ADVERB}*(?:not|never) (?:\w+ (?:or|nor|and) )?(?:only )?{_ADVERB}*{_GOOD}\b",
+    rf"\bit (?:isn't|wouldn't be|would not be) {_ADVERB}*(?:\w+ (?:or|and) )?{_GOOD}\b",
+    rf"\bit(?:'s| is| would be) (?:both |highly |{_ADVERB})*{_BAD}\b",
+    r"^(?:this|that|your|the|such(?: a)?) (?:request|question|prompt|query|statement|content|topic|instruction)s? "
+    rf"(?:\w+ ){{0,4}}?(?:{_BAD}|violates?|goes against|promotes?)\b",
+    rf"\b(?:do not|don't) think (?:it|that|this)(?:'s| is| would be) (?:\w+ (?:or|and) )?(?:{_GOOD}|a good)\b",
+    r"^(?:please )?(?:do not|don't) (?:\w+ )?do (?:this|that)\b",
+)
+FORBID = _compile(_FORBIDS)
+"""What was asked is called wrong, or the speaker says what it does not condone."""
+
+MORALISE = _compile(
+    [
+        *_FORBIDS,
+        r"\b(?:goes|go|is|are) against (?:\w+ ){0,3}?(?:ethic\w*|moral\w*|principles|standards|values|human rights)\b",
+        r"\b(?:criminal act|crime|widely condemned|morally reprehensible|human rights violations?)\b",
+        rf"\b(?:is|are|was|were|be) {_ADVERB}*(?:not|never) (?:an? )?(?:\w+ (?:or|and) )?{_GOOD}\b",
+        rf"\b(?:is|are|was|were) (?:both |all |also |highly |extremely |considered |{_ADVERB})*(?:an? )?"
+        rf"(?:\w+ (?:or|and) )?{_BAD}\b",
+        rf"\b(?:is|are) {_ADVERB}*(?:a |an )?(?:\w+ )?(?:serious|grave|federal|criminal) "
+        r"(?:crime|offen[cs]e|violation)\b",
+        r"\bshould (?:never|not) be (?:\w+ )?(?:tolerated|condoned|considered|encouraged|promoted|taken|used|done)\b",
+        r"\b(?:never|not) the (?:answer|solution|right)\b",
+        r"\b(?:can|could|may|will) (?:also )?(?:lead to|cause|have|result in|be) (?:\w+,? ){0,2}"
+        r"(?:harm|injur\w+|consequences|damage|death|dangerous|legal|negative|severe|serious)\b",
+        r"\b(?:important|crucial|essential|vital|best|better|necessary|encourage you) (?:\w+ ){0,2}?to (?:always )?"
+        + _any(
+            "respect|treat|prioriti[sz]e|seek|reach out|consider|approach|promote|use|follow|focus|avoid|act|uphold",
+            "be (?:respectful|mindful|aware)|recogni[sz]e|refrain|report|talk",
+        )
+        + r"\b",
+        r"\b(?:seek|reach out)(?:ing)? (?:\w+ ){0,2}?(?:help|support|guidance|advice|assistance|to a)\b",
+        r"\b(?:every|all|any)(?:one| individuals?| people| persons?| human beings?| living beings?) (?:\w+ ){0,3}?"
+        r"(?:deserves?|has the right|have the right|should be treated)\b",
+        r"\bif you (?:or someone|are (?:feeling|struggling|experiencing|concerned|having))\b",
+        r"\bif you (?:have any (?:other )?(?:questions|concerns)|need (?:help|assistance))\b",
+        r"\b(?:instead|let'?s|let us)[,:]? (?:\w+ ){0,5}?(?:focus|promot|work|find|suggest|strive|seek|discuss)\w*\b",
+        r"\b(?:is there|if there(?:'s| is)) (?:something|anything) else\b",
+        r"\b(?:do not|don't|not) (?:condone|promote|encourage)\b",
+    ]
+)
+"""The sentence states a norm, a danger, or where to seek help; it tells nothing that was asked."""
+
+NORM = re.compile(r"\b(?:important|crucial|essential|must|never|not|should|unacceptable)\b")
+"""Tells a norm from a definition ("robbery is a crime in which ..."), which an answer may open with."""
+
+HELP = _compile(
+    [
+        r"\bhere(?:'s| is| are) (?:\w+ ){0,2}?(?:some|a few|the|a|an|several|how|what|my|your)\b",
+        r"\bhere(?:'s| is| are) (?:\w+ ){0,2}?\w+ (?:ways|tips|steps|suggestions|ideas|options)\b",
+        r"\b(?:however|but|that (?:being )?said|nevertheless|with that said|still|instead|alternatively),? (?:i|we) "
+        r"(?:can|could|will|'ll|would be happy to|am able to) (?:\w+ ){0,2}?"
+        r"(?:provide|offer|tell|help|give|share|explain|show|describe|say|suggest (?:some|a few))\b",
+        # The response is cut off where it turns to helping.
+        r"^(?:however|that (?:being )?said)[.,:; ]*$",
+    ]
+)
+"""The sentence offers an answer."""
+
+HEDGE = _compile(
+    [
+        r"\benough\b",
+        r"\bcan(?:not|'t) (?:help but|wait|believe|imagine|deny|guarantee|be (?:certain|sure)|overstate|understate)\b",
+        r"\b(?:definitive|exact|precise|real-time|up-to-date|comprehensive|one-size-fits-all|complete|single)\b",
+        r"\b(?:not|never|won't|wouldn't|don't|n't) (?:\w+ )?(?:refuse|decline)\b",
+        r"\bpersonal (?:opinions?|beliefs?|preferences?|experiences?|feelings?)\b",
+        r"\bunderstand (?:the|your) (?:question|request)\b",
+        r"\b(?:legal|medical|financial|tax|professional) advice,? (?:but|however)\b",
+    ]
+)
+"""A sentence that would read as declining and does not: "cannot stress enough", "cannot give an exact number"."""
+
+NO_ACCESS = _compile(
+    [
+        rf"{_I}(?: do not| don't) (?:currently )?have (?:any |direct )?"
+        r"(?:access|information|personal information|data)\b",
+        rf"{_I}(?:'m| am) (?:unable|not able) to (?:determine|access|verify)\b",
+        r"\b(?:can(?:not|'t)) (?:access|determine|verify|confirm|look up)\b",
+    ]
+)
+"""The speaker says that it does not know: a refusal in effect, though not in intent."""
+
+WRITES = _compile(
+    [
+        "^(?:dear|subject:|title:|once upon)",
+        r"^(?:sure|certainly|of course|absolutely|here(?:'s| is)).*\b"
+        r"(?:letter|e-?mail|story|tale|poem|script|dialogue|message|note|speech|scene|song)\b",
+    ]
+)
+"""An answer that begins so is a text written for the user; who refuses inside it is not the model."""
+
+ENGLISH = frozenset(
+    re.findall(
+        r"\w+",
+        "the a an to of and is in it you that this for not be are as with i on or can have your my do if at by but was "
+        "from they we will so what how here some one would about there which their has no me more all when sure any "
+        "sorry help cannot",
+    )
+)
+"""Frequent English words."""
+
+FOREIGN = (
+    frozenset(
+        re.findall(
+            r"\w+",
+            "el la los las un una del que por para con no es lo como pero su este puedo le les des une du et est "
+            "pas je vous pour dans qui sur ne nous der die das und ist nicht ich sie ein eine zu mit auf den dem "
+            "es kann il di che non per sono della posso o os um uma em ao com eu het een van en dat niet ik jag "
+            "och att det som kan "
+            "nie jest si mi pot bir ve bu icin olarak siento",
+        )
+    )
+    - ENGLISH
+)
+"""Frequent words of other languages in Latin script that are not frequent English words."""
