@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -30,16 +30,17 @@ MIN_COUNT = 2
 """A token must begin at least this many of a side's answers: one is chance."""
 
 
+@runtime_checkable
 class TopLogitsLike(Protocol):
     """The largest logits of each prompt's first answer token, as `refusal.store.TopLogits` holds them."""
 
     @property
-    def ids(self) -> Int[Tensor, "prompt n"]:
+    def ids(self) -> Int[Tensor, "prompt _"]:
         """Token ids."""
         ...
 
     @property
-    def logits(self) -> Float[Tensor, "prompt n"]:
+    def logits(self) -> Float[Tensor, "prompt _"]:
         """Their logits."""
         ...
 
@@ -161,8 +162,8 @@ def score_top_logits(metric: RefusalMetric, top: TopLogitsLike) -> Float[Tensor,
     """Return m(x) per prompt from the stored largest logits, in logits.
 
     An opener that is not among the stored logits is at most the smallest of them. When a side has none stored, that
-    smallest logit stands for the side's log-sum-exp, so m is pulled towards 0 and never overstated by what is unknown;
-    when a side has some, the missing ones are left out.
+    smallest logit stands for the side's log-sum-exp, so m is pulled towards 0; when a side has some, the missing ones
+    are left out, which costs less than log(1 + missing / found) logits.
     """
     refusal = _stored_logsumexp(top, metric.refusal_openers)
     compliance = _stored_logsumexp(top, metric.compliance_openers)

@@ -244,14 +244,13 @@ def auc_interval(value: float | None, n_positive: int, n_negative: int, level: f
         growth = 1 + (n / 2 - 1) * ((1 - t) / (2 - t) + t / (1 + t))
         return (value - t) ** 2 - z * z * t * (1 - t) * growth / (n_positive * n_negative)
 
-    # t = value gives excess <= 0 and the ends of [0, 1] give excess >= 0, so each side holds one root.
-    low = 0.0 if value == 0 else float(brentq(excess, 0.0, value))
-    high = 1.0 if value == 1 else float(brentq(excess, value, 1.0))
-    if value == 1:
-        low = float(brentq(lambda t: excess(t) / (1 - t), 0.0, 1 - 1e-12))
-    if value == 0:
-        high = float(brentq(lambda t: excess(t) / t, 1e-12, 1.0))
-    return Estimate(value, low, high, n, level, "newcombe")
+    # At t = value excess is <= 0 and at the ends of [0, 1] it is >= 0: each side holds one root, and at a value of 0 or
+    # 1 a second one at the end itself, which is divided out.
+    tiny = 1e-9  # the smallest step of an AUC is 1 / (2 n_pos n_neg)
+    at_zero, at_one = value < tiny, value > 1 - tiny
+    low = 0.0 if at_zero else brentq(lambda t: excess(t) / (1 - t) if at_one else excess(t), 0.0, value - at_one * tiny)
+    high = 1.0 if at_one else brentq(lambda t: excess(t) / t if at_zero else excess(t), value + at_zero * tiny, 1.0)
+    return Estimate(value, float(low), float(high), n, level, "newcombe")
 
 
 def auc_estimate(
