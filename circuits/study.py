@@ -102,8 +102,8 @@ class Study:
         for index in range(len(self.names)):
             rows = contrasts.category == index
             generator = np.random.default_rng([seed, 2, index])
-            values.append(cross_validated_auc(acts[rows], contrasts.is_refused[rows], generator))
-        return float(np.mean(values))
+            values.append(cross_validated_auc(acts[rows], contrasts.is_refused[rows], generator).value)
+        return float(np.mean([value for value in values if value is not None]))
 
     def _profile(self, effects: SiteEffects) -> Profile:
         def under(weights: Resampling) -> SiteTransfer:

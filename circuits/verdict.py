@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from refusal.sites import Site
+from refusal.stats import bootstrap_weights
 
 MIN_NECESSITY = 0.1
 """Own necessity a category needs at a site before transfer is computed there, as a share of m refused - m complied."""
@@ -74,10 +75,7 @@ def resample(
 
     Source: Davison & Hinkley (1997), section 3.8 (hierarchical data: resample the outer level, then within it).
     """
-    prompts = np.zeros((n_draws, len(category)))
-    for index in np.unique(category):
-        rows = np.flatnonzero(category == index)
-        prompts[:, rows] = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=n_draws)
+    prompts = bootstrap_weights(len(category), n_draws, generator, strata=category)
     seeds = generator.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=n_draws) / n_seeds
     return Resampling(prompts, seeds)
 

@@ -137,9 +137,9 @@ def f1_estimate(n_true_positive: int, n_false_positive: int, n_false_negative: i
         return None if j is None else 2 * j / (1 + j)
 
     reason = "no toxic and no refused prompts" if n == 0 else share.reason
-    return Estimate(
-        to_f1(share.value), to_f1(share.low), to_f1(share.high), n, LEVEL, "wilson on tp/(tp+fp+fn)", reason
-    )
+    value = 2 * n_true_positive / (n + n_true_positive) if n else None
+    low, high = to_f1(share.low), to_f1(share.high)
+    return Estimate(value, low, high, n, LEVEL, "wilson on tp/(tp+fp+fn)", reason)
 
 
 def detection(labels: Sequence[PromptLabel]) -> Detection:

@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from refusal.labels import Behaviour
+from refusal.store import TopLogits
 
 MIN_RATE_RATIO = 4.0
 """A token belongs to a side when it begins that side's answers at least this many times as often."""
@@ -28,21 +28,6 @@ MIN_SHARE = 0.02
 """A token must begin at least this share of a side's answers to be one of its openers."""
 MIN_COUNT = 2
 """A token must begin at least this many of a side's answers: one is chance."""
-
-
-@runtime_checkable
-class TopLogitsLike(Protocol):
-    """The largest logits of each prompt's first answer token, as `refusal.store.TopLogits` holds them."""
-
-    @property
-    def ids(self) -> Int[Tensor, "prompt _"]:
-        """Token ids."""
-        ...
-
-    @property
-    def logits(self) -> Float[Tensor, "prompt _"]:
-        """Their logits."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -158,7 +143,7 @@ def _side_without_openers(side: str, refused: Counter[int], complied: Counter[in
     return f"no first token begins two or more of the {side} answers ({numbers}), so none can be learned"
 
 
-def score_top_logits(metric: RefusalMetric, top: TopLogitsLike) -> Float[Tensor, " prompt"]:
+def score_top_logits(metric: RefusalMetric, top: TopLogits) -> Float[Tensor, " prompt"]:
     """Return m(x) per prompt from the stored largest logits, in logits.
 
     An opener that is not among the stored logits is at most the smallest of them. When a side has none stored, that
@@ -170,7 +155,7 @@ def score_top_logits(metric: RefusalMetric, top: TopLogitsLike) -> Float[Tensor,
     return refusal - compliance
 
 
-def _stored_logsumexp(top: TopLogitsLike, openers: tuple[int, ...]) -> Float[Tensor, " prompt"]:
+def _stored_logsumexp(top: TopLogits, openers: tuple[int, ...]) -> Float[Tensor, " prompt"]:
     is_opener = torch.isin(top.ids, torch.tensor(openers, device=top.ids.device))
     found = torch.where(is_opener, top.logits, torch.full_like(top.logits, -torch.inf)).logsumexp(dim=-1)
     return torch.where(is_opener.any(dim=-1), found, top.logits.amin(dim=-1))

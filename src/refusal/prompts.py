@@ -334,6 +334,11 @@ def _choose(prompts: PromptPool | Sequence[Prompt], categories: str | Sequence[s
     return asked
 
 
+def _check_at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(f"{key}: found {value}; allowed are whole numbers from {least}")
+
+
 def draw(
     prompts: PromptPool | Sequence[Prompt],
     categories: str | Sequence[str],
@@ -359,9 +364,8 @@ def draw(
     Raises:
         InputError: A category that no prompt has, an empty list, or a number out of range.
     """
-    if n_per_category < 1 or seed < 0:
-        key, found, low = ("seed", seed, 0) if seed < 0 else ("num_samples_per_category", n_per_category, 1)
-        raise InputError(f"{key}: found {found}; allowed are whole numbers from {low}")
+    _check_at_least("num_samples_per_category", n_per_category, 1)
+    _check_at_least("seed", seed, 0)
     drawn: list[Prompt] = []
     notices = list(prompts.notices) if isinstance(prompts, PromptPool) else []
     short: dict[str, dict[DatasetLabel, str]] = {}

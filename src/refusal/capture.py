@@ -1,0 +1,163 @@
+"""The one pass over a batch of prompts: activations, first-token logits and the greedy answer.
+
+1. The prompts, left padded, run once; hooks keep the readout position (last prompt token) of the asked sites.
+2. The same pass gives the first-token logits.
+3. The answer goes on from the pass's key-value cache, greedily, until an end-of-sequence token or `max_new_tokens`.
+
+No second pass, and nothing of the answer reaches the recorded activations. This module does not know prompts' labels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from refusal.errors import InputError
+from refusal.interventions import record
+from refusal.models import ChatModel
+from refusal.sites import Site
+from refusal.store import TopLogits
+
+log = logging.getLogger(__name__)
+
+AUTO_BATCH_TOKENS = 16_384
+"""Prompt tokens of a batch when `batch_size` is auto; halved when memory runs out."""
+MAX_AUTO_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A batch's results; rows follow the prompts as given."""
+
+    readout: dict[Site, Float[Tensor, "prompt d_model"]]
+    """On the CPU, in the model's dtype."""
+    first_token: TopLogits
+    answers: list[list[int]]
+    """Token ids of the answers, without the end-of-sequence token."""
+    ended: list[bool]
+    """True where the answer ended with an end-of-sequence token."""
+
+
+@torch.no_grad()
+def capture(model: ChatModel, token_ids: Sequence[Sequence[int]], sites: Sequence[Site], max_new_tokens: int) -> Capture:
+    """Run a batch of prompts once.
+
+    Args:
+        model: The model.
+        token_ids: Prompts as `ChatModel.tokenize` gives them.
+        sites: Sites to keep.
+        max_new_tokens: Longest answer, at least 1.
+    """
+    tokens = model.pad(token_ids)
+    cache = DynamicCache(config=model.model.config)
+    with record(model, sites) as recording:
+        output = model.model(
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            position_ids=tokens.position_ids,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    logits = output.logits[:, -1]
+    readout = {site: value[:, -1].cpu() for site, value in recording.items()}
+    answers, ended = _continue(model, tokens.attention_mask, cache, logits, max_new_tokens)
+    return Capture(readout, TopLogits.of(logits), answers, ended)
+
+
+def _continue(
+    model: ChatModel,
+    mask: Int[Tensor, "batch pos"],
+    cache: DynamicCache,
+    logits: Float[Tensor, "batch vocab"],
+    max_new_tokens: int,
+) -> tuple[list[list[int]], list[bool]]:
+    """Return greedy answers and whether each ended, going on from the prompt's cache."""
+    stops = torch.tensor(sorted(model.eos_token_ids), device=logits.device, dtype=torch.long)
+    position = mask.sum(-1, keepdim=True)
+    ended = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
+    steps: list[Tensor] = []
+    for step in range(max_new_tokens):
+        token = logits.argmax(-1)
+        ended |= torch.isin(token, stops)
+        # an ended answer goes on with its end token: padding that no longer counts
+        steps.append(torch.where(ended, -1, token))
+        if step + 1 == max_new_tokens or bool(ended.all()):
+            break
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        output = model.model(
+            input_ids=token[:, None],
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits, position = output.logits[:, -1], position + 1
+    rows = torch.stack(steps, dim=1).tolist()
+    return [[token for token in row if token >= 0] for row in rows], ended.tolist()
+
+
+def check_finite(found: Capture, prompt_ids: Sequence[str], model: ChatModel) -> None:
+    """Raise if an activation is NaN or infinite.
+
+    Raises:
+        InputError: Names the model, the site and prompts, and what to do.
+    """
+    for site, acts in found.readout.items():
+        bad = ~torch.isfinite(acts).all(-1)
+        if bad.any():
+            ids = [prompt_id for prompt_id, is_bad in zip(prompt_ids, bad.tolist(), strict=True) if is_bad]
+            raise InputError(
+                f"models: {model.name}: activations of {len(ids)} prompts at {site} are not finite (e.g. {ids[0]}) in "
+                f"{str(model.dtype).removeprefix('torch.')}; set dtype: float32, or check the model's weights. "
+                "What was captured before stays."
+            )
+
+
+def batch_size_for(token_ids: Sequence[Sequence[int]], configured: str | int) -> int:
+    """Return the batch size to begin with: as configured, or as many of the longest prompts as the token budget holds."""
+    if configured != "auto":
+        return int(configured)
+    longest = max((len(ids) for ids in token_ids), default=1)
+    return max(1, min(MAX_AUTO_BATCH, AUTO_BATCH_TOKENS // longest))
+
+
+Result = TypeVar("Result")
+
+
+def in_batches(n: int, size: int, run: Callable[[range], Result]) -> tuple[list[Result], int]:
+    """Return the results of `run` over consecutive ranges, and the batch size that worked.
+
+    When memory runs out, the size is halved and the same range is run again; smaller batches give the same results.
+
+    Raises:
+        InputError: Memory runs out with a single prompt.
+    """
+    results, first = [], 0
+    while first < n:
+        rows = range(first, min(n, first + size))
+        try:
+            results.append(run(rows))
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if "out of memory" not in str(error).lower():
+                raise
+            if size == 1:
+                raise InputError(
+                    "batch_size: memory ran out with a single prompt; use dtype: bfloat16, a smaller model or a "
+                    "larger device. What was captured before stays."
+                ) from error
+            size = max(1, size // 2)
+            log.warning("memory ran out: batch size halved to %d", size)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        first = rows.stop
+    return results, size

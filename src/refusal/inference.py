@@ -1,0 +1,201 @@
+"""The inference stage: prompts in, activations, responses and what the model did out.
+
+1. load and draw the prompts, tokenise all of them: whatever is wrong with them is said before anything runs;
+2. capture them shard by shard, sorted by length, each shard written when it is done (a killed run goes on there);
+3. judge the responses, learn the openers, write labels, outputs and rates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+
+from refusal.artefacts import ResultPaths
+from refusal.capture import Capture, batch_size_for, capture, check_finite, in_batches
+from refusal.config import Config
+from refusal.errors import InputError
+from refusal.evaluation import evaluate
+from refusal.labels import classify_detailed
+from refusal.metric import OpenersUnavailable, RefusalMetric, learn_openers, score_top_logits
+from refusal.models import ChatModel
+from refusal.prompts import Draw, Prompt, draw, load_prompts
+from refusal.schemas import ModelOutput, ModelOutputs, Openers, PromptLabel, RefusalLabels
+from refusal.sites import Site
+from refusal.store import ActivationStore, ActivationWriter, Answer, Shard, TopLogits
+
+log = logging.getLogger(__name__)
+
+SHARD_PROMPTS = 256
+"""Prompts per shard: what a kill can cost."""
+
+
+def draw_prompts(config: Config) -> Draw:
+    """Return the prompts of a run.
+
+    Raises:
+        InputError: The data set or the categories are wrong.
+    """
+    pool = load_prompts(config.dataset_dir, config.safe_subset)
+    return draw(
+        pool, config.categories, config.num_samples_per_category, seed=config.seed, shuffle=config.shuffle
+    )
+
+
+def run_inference(config: Config, model_name: str, paths: ResultPaths) -> None:
+    """Run the inference stage for one model.
+
+    Raises:
+        InputError: The prompts, the model or the sites are wrong, or activations are not finite.
+    """
+    drawn = draw_prompts(config)
+    model = ChatModel.load(model_name, device=config.device, dtype=config.dtype)
+    sites = model.resolve_sites(config.activation_layers)
+    token_ids = _tokenize(model, drawn.prompts, config)
+    run = _Run(config, model, sites, paths)
+    run.capture_all(drawn.prompts, token_ids)
+    write_behaviour(model, drawn, paths)
+
+
+def _tokenize(model: ChatModel, prompts: Sequence[Prompt], config: Config) -> list[list[int]]:
+    token_ids = model.tokenize([prompt.text for prompt in prompts], config.system_prompt)
+    limit = model.context_length
+    if limit is not None:
+        too_long = [
+            (prompt.id, len(ids))
+            for prompt, ids in zip(prompts, token_ids, strict=True)
+            if len(ids) + config.max_new_tokens > limit
+        ]
+        if too_long:
+            worst_id, worst = max(too_long, key=lambda item: item[1])
+            raise InputError(
+                f"dataset_dir: {len(too_long)} prompts do not fit the context of {model.name}: prompt {worst_id} has "
+                f"{worst} tokens and max_new_tokens is {config.max_new_tokens}, the limit is {limit} together; "
+                "shorten or remove them, or lower max_new_tokens"
+            )
+    return token_ids
+
+
+class _Run:
+    """Captures prompts with one model, shard by shard."""
+
+    def __init__(self, config: Config, model: ChatModel, sites: list[Site], paths: ResultPaths) -> None:
+        self.config = config
+        self.model = model
+        self.sites = sites
+        self.folder = paths.activations(model.name)
+        self.batch_size = 0
+
+    def capture_all(self, prompts: Sequence[Prompt], token_ids: list[list[int]]) -> None:
+        """Write every shard that is not complete, then the index."""
+        order = sorted(range(len(prompts)), key=lambda row: (len(token_ids[row]), prompts[row].id))
+        shards = [order[first : first + SHARD_PROMPTS] for first in range(0, len(order), SHARD_PROMPTS)]
+        writer = ActivationWriter(self.folder, self._plan(prompts, token_ids))
+        self.batch_size = batch_size_for(token_ids, self.config.batch_size)
+        with tqdm(total=len(order), desc=f"inference: {self.model.name}", unit="prompt", disable=None) as bar:
+            for index, rows in enumerate(shards):
+                if not writer.is_complete(index):
+                    writer.write(index, self._shard([prompts[row].id for row in rows], [token_ids[row] for row in rows]))
+                bar.update(len(rows))
+        writer.finish(len(shards))
+
+    def _plan(self, prompts: Sequence[Prompt], token_ids: list[list[int]]) -> str:
+        """Return a hash of all that decides the content of shards, except the weights: their stage's fingerprint does."""
+        decisive = {
+            "prompts": [prompt.id for prompt in prompts],
+            "tokens": token_ids,
+            "sites": [str(site) for site in self.sites],
+            "dtype": str(self.model.dtype),
+            "max_new_tokens": self.config.max_new_tokens,
+            "model": _weights_digest(self.model),
+        }
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+    def _shard(self, ids: list[str], token_ids: list[list[int]]) -> Shard:
+        def run(rows: range) -> Capture:
+            found = capture(self.model, token_ids[rows.start : rows.stop], self.sites, self.config.max_new_tokens)
+            check_finite(found, ids[rows.start : rows.stop], self.model)
+            return found
+
+        parts, self.batch_size = in_batches(len(ids), self.batch_size, run)
+        answers = [answer for part in parts for answer in part.answers]
+        ended = [flag for part in parts for flag in part.ended]
+        first = TopLogits.cat([part.first_token for part in parts])
+        return Shard(
+            tuple(self._answer(*row) for row in zip(ids, answers, ended, first.ids[:, 0].tolist(), strict=True)),
+            {site: torch.cat([part.readout[site] for part in parts]) for site in self.sites},
+            first,
+        )
+
+    def _answer(self, prompt_id: str, tokens: list[int], ended: bool, first_token: int) -> Answer:
+        response = self.model.tokenizer.decode(tokens, skip_special_tokens=True)
+        return Answer(prompt_id, response, "eos" if ended else "length", first_token)
+
+
+def _weights_digest(model: ChatModel) -> str:
+    """Return a digest of a few numbers of every weight, so that shards of another model are not taken for this one's."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.model.state_dict().items()):
+        flat = weight.flatten()
+        some = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
+        digest.update(name.encode() + some.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_behaviour(model: ChatModel, drawn: Draw, paths: ResultPaths) -> None:
+    """Judge the stored responses and write labels, outputs and rates."""
+    store = ActivationStore(paths.activations(model.name))
+    answer_of = {answer.id: answer for answer in store.answers()}
+    answers = [answer_of[prompt.id] for prompt in drawn.prompts]
+    judgements = classify_detailed([answer.response for answer in answers])
+    learned = learn_openers([answer.first_token_id for answer in answers], [j.behaviour for j in judgements])
+    scores: dict[str, float] = {}
+    if isinstance(learned, RefusalMetric):
+        values = score_top_logits(learned, store.first_token()).tolist()
+        scores = dict(zip(store.prompt_ids, values, strict=True))
+    labels = RefusalLabels.build(
+        model=model.name,
+        openers=_openers(model, learned),
+        notices=(*drawn.notices, *model.notices),
+        prompts=tuple(
+            PromptLabel(
+                id=prompt.id,
+                category=prompt.category,
+                dataset_label=str(prompt.dataset_label),
+                source=str(prompt.source),
+                behaviour=str(judgement.behaviour),
+                rule=judgement.rule,
+                first_token_id=answer.first_token_id,
+                first_token_score=scores.get(prompt.id),
+            )
+            for prompt, answer, judgement in zip(drawn.prompts, answers, judgements, strict=True)
+        ),
+    )
+    outputs = ModelOutputs.build(
+        model=model.name,
+        outputs=tuple(
+            ModelOutput(id=prompt.id, prompt=prompt.text, response=answer.response, finish_reason=answer.finish_reason)
+            for prompt, answer in zip(drawn.prompts, answers, strict=True)
+        ),
+    )
+    outputs.save(paths.model_outputs(model.name))
+    evaluate(labels).save(paths.evaluation(model.name))
+    labels.save(paths.refusal_labels(model.name))
+
+
+def _openers(model: ChatModel, learned: RefusalMetric | OpenersUnavailable) -> Openers:
+    def text(tokens: tuple[int, ...]) -> tuple[str, ...]:
+        return tuple(model.tokenizer.decode([token]) for token in tokens)
+
+    return Openers(
+        refusal=learned.refusal_openers,
+        compliance=learned.compliance_openers,
+        refusal_text=text(learned.refusal_openers),
+        compliance_text=text(learned.compliance_openers),
+        ambiguous=learned.ambiguous,
+        reason=learned.reason if isinstance(learned, OpenersUnavailable) else None,
+    )

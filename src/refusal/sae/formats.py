@@ -1,0 +1,175 @@
+"""How SAEs lie on disk: a folder with `cfg.json` and `sae_weights.safetensors`, as SAELens 6 writes and reads it.
+
+`save` writes that folder; `load` reads it, and any SAELens folder of a registered architecture. Weights are written
+before the configuration, both atomically: a folder with a `cfg.json` is complete. Both files are functions of the SAE
+alone, byte for byte. This module does not know how SAEs are trained.
+
+Source: SAELens 6.54, `sae_lens/loading/pretrained_sae_loaders.py` (`sae_lens_disk_loader`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from refusal.artefacts import atomic_write, read_json, write_json
+from refusal.errors import ArtefactError, InputError
+from refusal.sae.base import ARCHITECTURES, Provenance, Scalar, SparseAutoencoder
+from refusal.sae.thresholded import JumpReluSae, ReluSae
+from refusal.sae.topk import TopKSae
+from refusal.sites import Site, SiteKind
+
+CONFIG_FILE = "cfg.json"
+WEIGHTS_FILE = "sae_weights.safetensors"
+SAE_LENS_VERSION = "6.0.0"
+"""The format's version. Inside `metadata`: without it SAELens drops the metadata without a word."""
+_REMAKE = "run_circuit_analysis.py --train-saes, or download the SAE again"
+_HOOKS = {
+    SiteKind.RESIDUALS: "hook_resid_post",
+    SiteKind.MLP: "hook_mlp_out",
+    SiteKind.ATTENTION: "hook_attn_out",
+}
+
+
+def hook_name(site: Site) -> str:
+    """Return a site's name in TransformerLens' words.
+
+    >>> hook_name(Site.parse("residuals_3"))
+    'blocks.3.hook_resid_post'
+    """
+    return f"blocks.{site.layer}.{_HOOKS[site.kind]}"
+
+
+def config_of(sae: SparseAutoencoder) -> dict[str, Any]:
+    """Return what `cfg.json` holds for an SAE."""
+    provenance = sae.provenance
+    named = {f.name: getattr(provenance, f.name) for f in fields(Provenance) if f.name != "extra"}
+    metadata = {"hook_head_index": None, "exclude_special_tokens": False, **provenance.extra, **named}
+    return {
+        "architecture": sae.architecture,
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "dtype": str(sae.dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": sae.subtracts_b_dec,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        **sae.options(),
+        "metadata": {**metadata, "sae_lens_version": SAE_LENS_VERSION},
+    }
+
+
+def save(sae: SparseAutoencoder, folder: str | Path) -> Path:
+    """Write an SAE into `folder`, which is made if needed; return the folder.
+
+    `sae_lens.SAE.load_from_disk(folder)` gives an SAE that encodes identically.
+    """
+    folder = Path(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.named_parameters()}
+    with atomic_write(folder / WEIGHTS_FILE) as beside:
+        save_file(tensors, str(beside))
+    write_json(folder / CONFIG_FILE, config_of(sae))
+    return folder
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoencoder:
+    """Return the SAE of a folder written by `save` or by SAELens.
+
+    Args:
+        folder: Holds `cfg.json` and `sae_weights.safetensors`.
+        device: Where the weights go.
+
+    Raises:
+        ArtefactError: A file is missing or not readable.
+        InputError: The architecture or an option is not supported, or weights and configuration disagree.
+    """
+    path = Path(folder) / CONFIG_FILE
+    config = read_json(path, made_by=_REMAKE)
+    if not isinstance(config, dict) or "architecture" not in config:
+        raise InputError(f"{path}: architecture: not there; allowed are {', '.join(sorted(_BUILDERS))}")
+    _check_options(path, config)
+    tensors = _read_tensors(Path(folder) / WEIGHTS_FILE, config, device)
+    try:
+        sae = _BUILDERS[config["architecture"]](tensors, config)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+    for key, found in (("d_in", sae.d_in), ("d_sae", sae.d_sae)):
+        if config.get(key, found) != found:
+            raise InputError(f"{path}: {key}: is {config[key]}, but the weights in {WEIGHTS_FILE} have {found}")
+    return sae
+
+
+def _check_options(path: Path, config: Mapping[str, Any]) -> None:
+    if config["architecture"] not in _BUILDERS:
+        hint = "; save BatchTopK and Matryoshka SAEs as jumprelu" if "batch" in str(config["architecture"]) else ""
+        raise InputError(
+            f"{path}: architecture: {config['architecture']!r} is not supported; "
+            f"allowed are {', '.join(sorted(_BUILDERS))}{hint}"
+        )
+    for key in ("normalize_activations", "reshape_activations"):
+        if config.get(key, "none") not in ("none", None):
+            raise InputError(
+                f"{path}: {key}: is {config[key]!r}, allowed is 'none'; fold it into the weights with SAELens and save again"
+            )
+
+
+def _read_tensors(path: Path, config: Mapping[str, Any], device: str | torch.device) -> dict[str, Tensor]:
+    dtype = getattr(torch, str(config.get("dtype", "float32")).removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"{path.with_name(CONFIG_FILE)}: dtype: is {config['dtype']!r}, allowed is e.g. 'float32'")
+    if not path.is_file():
+        raise ArtefactError(f"{path}: not found; make it with: {_REMAKE}")
+    try:
+        tensors = load_file(str(path), device=str(device))
+    except SafetensorError as error:
+        raise ArtefactError(f"{path}: not readable as safetensors ({error}); delete the folder and run: {_REMAKE}") from error
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+
+
+_KNOWN_METADATA = {f.name for f in fields(Provenance)} - {"extra"}
+
+
+def _provenance(config: Mapping[str, Any]) -> Provenance:
+    metadata = config.get("metadata") or {}
+    extra: dict[str, Scalar] = {
+        key: value
+        for key, value in metadata.items()
+        if key not in _KNOWN_METADATA | {"sae_lens_version"} and isinstance(value, str | int | float | None)
+    }
+    known = {key: value for key, value in metadata.items() if key in _KNOWN_METADATA and value is not None}
+    return Provenance(**known, extra=extra)
+
+
+def _build_topk(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> SparseAutoencoder:
+    if not isinstance(config.get("k"), int):
+        raise InputError(f"{CONFIG_FILE}: k: is {config.get('k')!r}, allowed are whole numbers from 1 to d_sae")
+    return TopKSae(
+        tensors,
+        k=config["k"],
+        ranks_by_decoder_norm=bool(config.get("rescale_acts_by_decoder_norm", False)),
+        provenance=_provenance(config),
+        subtracts_b_dec=bool(config.get("apply_b_dec_to_input", True)),
+    )
+
+
+def _build_plain(cls: type[SparseAutoencoder]) -> Callable[[dict[str, Tensor], Mapping[str, Any]], SparseAutoencoder]:
+    def build(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> SparseAutoencoder:
+        subtracts = bool(config.get("apply_b_dec_to_input", True))
+        return cls(tensors, provenance=_provenance(config), subtracts_b_dec=subtracts)
+
+    return build
+
+
+_BUILDERS: dict[str, Callable[[dict[str, Tensor], Mapping[str, Any]], SparseAutoencoder]] = {
+    "topk": _build_topk,
+    "standard": _build_plain(ReluSae),
+    "jumprelu": _build_plain(JumpReluSae),
+}
+assert set(_BUILDERS) == set(ARCHITECTURES), "every registered architecture can be read"

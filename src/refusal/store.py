@@ -1,0 +1,241 @@
+"""How activations lie on disk: shards of prompts, each a safetensors file with a JSON row file, and an index.
+
+```
+activations/MODEL/shard-00000.safetensors   readout/SITE [prompt, d_model], first_token/{ids,logits,logsumexp}
+activations/MODEL/shard-00000.json          plan, prompt ids, responses, checksum: written last, so it says "complete"
+activations/MODEL/index.json                sites, dtype, shapes, every shard's prompt ids and checksum
+```
+
+Shards are written as they come, so memory does not grow with the number of prompts and a killed run goes on at the last
+complete shard. Rows carry prompt ids: nothing depends on order. A shard is believed only when its checksum fits.
+This module does not know models or labels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from refusal.artefacts import atomic_write, read_json, sha256_file, write_json
+from refusal.errors import ArtefactError
+from refusal.sites import Site
+
+SCHEMA = "refusal-circuits/activations/1"
+MADE_BY = "python src/run_inference.py --config FILE"
+MAX_LOGITS = 1024
+"""First-token logits kept per prompt, the largest ones."""
+
+
+@dataclass(frozen=True)
+class TopLogits:
+    """The largest logits of the first answer token: scores with any openers can be computed without the model."""
+
+    ids: Int[Tensor, "prompt n"]
+    """Token ids, largest logit first."""
+    logits: Float[Tensor, "prompt n"]
+    logsumexp: Float[Tensor, " prompt"]
+    """Over the whole vocabulary."""
+
+    @classmethod
+    def of(cls, logits: Float[Tensor, "prompt vocab"]) -> TopLogits:
+        """Return the largest logits of each row, float32 on the CPU."""
+        top = logits.float().topk(min(MAX_LOGITS, logits.shape[-1]), dim=-1)
+        return cls(top.indices.cpu(), top.values.cpu(), logits.float().logsumexp(-1).cpu())
+
+    @classmethod
+    def cat(cls, parts: Sequence[TopLogits]) -> TopLogits:
+        """Return the rows of several, in order."""
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("ids", "logits", "logsumexp")))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered to one prompt."""
+
+    id: str
+    response: str
+    finish_reason: str
+    """eos or length."""
+    first_token_id: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some prompts' activations and answers; rows of all parts follow `answers`."""
+
+    answers: tuple[Answer, ...]
+    readout: dict[Site, Float[Tensor, "prompt d_model"]]
+    first_token: TopLogits
+
+
+class ActivationWriter:
+    """Writes the shards of one model.
+
+    Args:
+        folder: Where they go.
+        plan: Whatever decides the content of shards (prompts, model, sites ...), as a string. Shards that were written
+            under another plan are not complete.
+    """
+
+    def __init__(self, folder: Path, plan: str) -> None:
+        self.folder = folder
+        self.plan = plan
+
+    def is_complete(self, index: int) -> bool:
+        """Return whether a shard was written whole under this plan."""
+        rows, tensors = _shard_paths(self.folder, index)
+        if not rows.exists() or not tensors.exists():
+            return False
+        content = read_json(rows, MADE_BY)
+        return bool(content.get("plan") == self.plan and content.get("sha256") == sha256_file(tensors))
+
+    def write(self, index: int, shard: Shard) -> None:
+        """Write one shard; it is complete when this returns, and not before."""
+        rows, path = _shard_paths(self.folder, index)
+        tensors = {f"readout/{site}": acts.contiguous() for site, acts in shard.readout.items()}
+        top = shard.first_token
+        tensors |= {"first_token/ids": top.ids.to(torch.int32), "first_token/logits": top.logits.contiguous()}
+        tensors["first_token/logsumexp"] = top.logsumexp
+        rows.unlink(missing_ok=True)
+        with atomic_write(path) as beside:
+            # one metadata key: files with several are not byte-reproducible
+            save_file(tensors, beside, metadata={"meta": json.dumps({"schema": SCHEMA})})
+        content = {
+            "schema": SCHEMA,
+            "plan": self.plan,
+            "sha256": sha256_file(path),
+            "answers": [vars(answer) for answer in shard.answers],
+        }
+        write_json(rows, content)
+
+    def finish(self, n_shards: int) -> None:
+        """Write the index over all shards and remove shards of an earlier, longer run."""
+        shards, sites, dtype, d_model = [], [], "", 0
+        for index in range(n_shards):
+            rows, path = _shard_paths(self.folder, index)
+            content = read_json(rows, MADE_BY)
+            with safe_open(path, "pt") as handle:
+                names = [key.removeprefix("readout/") for key in handle.keys() if key.startswith("readout/")]  # noqa: SIM118
+                sites = sorted(Site.parse(name) for name in names)
+                first = handle.get_slice(f"readout/{sites[0]}")
+                dtype, d_model = first.get_dtype(), first.get_shape()[1]
+            ids = [answer["id"] for answer in content["answers"]]
+            shards.append({"file": path.name, "sha256": content["sha256"], "prompt_ids": ids})
+        index_content = {
+            "schema": SCHEMA,
+            "position": "readout",
+            "sites": [str(site) for site in sites],
+            "dtype": dtype,
+            "d_model": d_model,
+            "n_prompts": sum(len(shard["prompt_ids"]) for shard in shards),
+            "shards": shards,
+        }
+        write_json(self.folder / "index.json", index_content)
+        for stale in sorted(self.folder.glob("shard-*")):
+            if int(stale.name[6:11]) >= n_shards:
+                stale.unlink()
+
+
+def _shard_paths(folder: Path, index: int) -> tuple[Path, Path]:
+    stem = f"shard-{index:05d}"
+    return folder / f"{stem}.json", folder / f"{stem}.safetensors"
+
+
+class ActivationStore:
+    """Reads the activations of one model.
+
+    Raises:
+        ArtefactError: The index is missing or of another schema; later, a shard that is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._index: dict[str, Any] = read_json(folder / "index.json", MADE_BY)
+        if self._index.get("schema") != SCHEMA:
+            raise ArtefactError(
+                f"{folder / 'index.json'}: schema: found {self._index.get('schema')!r}; this version reads {SCHEMA!r}; "
+                f"make it anew with: {MADE_BY}"
+            )
+        self._believed: set[str] = set()
+
+    @property
+    def sites(self) -> list[Site]:
+        """Captured sites in order of depth."""
+        return [Site.parse(name) for name in self._index["sites"]]
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self._index["d_model"])
+
+    @cached_property
+    def prompt_ids(self) -> list[str]:
+        """Ids in the order of the rows."""
+        return [prompt_id for shard in self._index["shards"] for prompt_id in shard["prompt_ids"]]
+
+    def readout(self, site: Site, prompt_ids: Sequence[str] | None = None) -> Float[Tensor, "prompt d_model"]:
+        """Return activations at the readout position as float32.
+
+        Args:
+            site: A captured site.
+            prompt_ids: Which prompts, in this order; None for all in the order of `prompt_ids`.
+        """
+        if site not in self.sites:
+            have = ", ".join(map(str, self.sites))
+            raise ArtefactError(
+                f"{self.folder}: no activations of {site}; captured are {have}; add it to activation_layers and run: "
+                f"{MADE_BY}"
+            )
+        parts = [handle.get_tensor(f"readout/{site}").float() for handle in self._shards()]
+        acts = torch.cat(parts)
+        return acts if prompt_ids is None else acts[self._rows(prompt_ids)]
+
+    def first_token(self) -> TopLogits:
+        """Return the largest first-token logits of all prompts."""
+        parts = []
+        for handle in self._shards():
+            ids, logits, total = (handle.get_tensor(f"first_token/{key}") for key in ("ids", "logits", "logsumexp"))
+            parts.append(TopLogits(ids.long(), logits, total))
+        return TopLogits.cat(parts)
+
+    def answers(self) -> list[Answer]:
+        """Return what the model answered, in the order of `prompt_ids`."""
+        found = []
+        for index in range(len(self._index["shards"])):
+            rows, _ = _shard_paths(self.folder, index)
+            found += [Answer(**answer) for answer in read_json(rows, MADE_BY)["answers"]]
+        return found
+
+    def _rows(self, prompt_ids: Sequence[str]) -> list[int]:
+        row_of = {prompt_id: row for row, prompt_id in enumerate(self.prompt_ids)}
+        missing = [prompt_id for prompt_id in prompt_ids if prompt_id not in row_of]
+        if missing:
+            raise ArtefactError(
+                f"{self.folder}: no activations of {len(missing)} prompts, e.g. {missing[0]}; run: {MADE_BY}"
+            )
+        return [row_of[prompt_id] for prompt_id in prompt_ids]
+
+    def _shards(self) -> Iterator[Any]:
+        for shard in self._index["shards"]:
+            path = self.folder / shard["file"]
+            redo = f"delete it and run: {MADE_BY}"
+            if not path.exists():
+                raise ArtefactError(f"{path}: not found, though the index names it; run: {MADE_BY}")
+            if shard["file"] not in self._believed and sha256_file(path) != shard["sha256"]:
+                raise ArtefactError(f"{path}: damaged (its checksum is not the one that was written); {redo}")
+            self._believed.add(shard["file"])
+            try:
+                with safe_open(path, "pt") as handle:
+                    yield handle
+            except SafetensorError as error:
+                raise ArtefactError(f"{path}: damaged ({error}); {redo}") from error
