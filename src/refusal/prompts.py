@@ -334,6 +334,12 @@ def _choose(prompts: PromptPool | Sequence[Prompt], categories: str | Sequence[s
     return asked
 
 
+_NOTHING_DRAWN = (
+    "num_samples_per_category: found 1, with which no prompt is drawn: the odd one is toxic, and there are only safe "
+    "ones; allowed are whole numbers from 2 here"
+)
+
+
 def _check_at_least(key: str, value: int, least: int) -> None:
     if value < least:
         raise InputError(f"{key}: found {value}; allowed are whole numbers from {least}")
@@ -373,12 +379,9 @@ def draw(
         members = [prompt for prompt in prompts if prompt.category == category]
         taken, short[category] = _draw_category(members, category, n_per_category, seed)
         drawn += taken
-    notices += _short_notices(short, {prompt.dataset_label for prompt in drawn})
+    notices += _short_notices(short, {prompt.dataset_label for prompt in prompts if prompt.category in short})
     if not drawn:
-        raise InputError(
-            f"num_samples_per_category: found {n_per_category}, with which no prompt is drawn because the odd one is "
-            "toxic and there are only safe ones; allowed are whole numbers from 2 here"
-        )
+        raise InputError(_NOTHING_DRAWN)
     if shuffle:
         drawn.sort(key=lambda prompt: hashlib.sha256(f"{seed}/{prompt.id}".encode()).digest())
     return Draw(tuple(drawn), tuple(notices))
