@@ -1,5 +1,4 @@
 import math
-from collections import namedtuple
 
 import pytest
 import torch
@@ -8,8 +7,8 @@ from hypothesis import strategies as st
 
 from refusal.labels import Behaviour
 from refusal.metric import OpenersUnavailable, RefusalMetric, learn_openers, score_top_logits
+from refusal.store import TopLogits
 
-Top = namedtuple("Top", "ids logits")
 REFUSED, COMPLIED = Behaviour.REFUSED, Behaviour.COMPLIED
 
 
@@ -17,6 +16,11 @@ def answers(**counts):
     """Return first tokens and behaviours, e.g. refused={7: 3} for three refusals that begin with token 7."""
     rows = [(token, behaviour) for behaviour, tokens in counts.items() for token, n in tokens.items() for _ in range(n)]
     return [token for token, _ in rows], [Behaviour(behaviour) for _, behaviour in rows]
+
+
+def largest(logits, n):
+    top = logits.topk(n, dim=-1)
+    return TopLogits(top.indices, top.values, logits.logsumexp(-1))
 
 
 def test_metric_equals_the_number_worked_out_by_hand():
@@ -124,19 +128,20 @@ def test_score_from_all_logits_equals_the_metric():
     logits = torch.randn(5, 8, dtype=torch.float64)
     metric = RefusalMetric((1, 4), (0, 6))
     top = logits.topk(8, dim=-1)
-    assert torch.allclose(score_top_logits(metric, Top(top.indices, top.values)), metric(logits))
+    assert torch.allclose(
+        score_top_logits(metric, TopLogits(top.indices, top.values, logits.logsumexp(-1))), metric(logits)
+    )
 
 
 @given(st.integers(0, 10_000), st.integers(2, 12))
 def test_score_from_few_logits_never_overstates_a_side_that_is_not_stored(seed, n):
     logits = torch.randn(16, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     metric = RefusalMetric((3,), (5,))
-    top = logits.topk(n, dim=-1)
-    score, truth = score_top_logits(metric, Top(top.indices, top.values)), metric(logits)
+    score, truth = score_top_logits(metric, largest(logits, n)), metric(logits)
     assert (score.abs() <= truth.abs() + 1e-9).all()
     assert ((score * truth) >= 0).all()
 
 
 def test_score_without_any_opener_stored_is_zero():
-    top = Top(torch.tensor([[7, 8]]), torch.tensor([[2.0, 1.0]]))
+    top = TopLogits(torch.tensor([[7, 8]]), torch.tensor([[2.0, 1.0]]), torch.tensor([3.0]))
     assert score_top_logits(RefusalMetric((1,), (2,)), top).tolist() == [0.0]
