@@ -207,7 +207,7 @@ def test_cross_validated_auc_of_a_shifted_class_is_high_and_counts_both_classes(
 def test_cross_validated_auc_ignores_scale_and_offset_of_the_activations():
     acts, positive = rng(12).normal(size=(20, 8)), np.arange(20) % 2 == 0
     plain = stats.cross_validated_auc(acts, positive, rng(13))
-    moved = stats.cross_validated_auc(1e3 * acts + 5, positive, rng(13))
+    moved = stats.cross_validated_auc(1e3 * (acts + 100 * np.arange(8)), positive, rng(13))
     assert moved.value == pytest.approx(plain.value)
 
 
