@@ -46,7 +46,9 @@ class Capture:
 
 
 @torch.no_grad()
-def capture(model: ChatModel, token_ids: Sequence[Sequence[int]], sites: Sequence[Site], max_new_tokens: int) -> Capture:
+def capture(
+    model: ChatModel, token_ids: Sequence[Sequence[int]], sites: Sequence[Site], max_new_tokens: int
+) -> Capture:
     """Run a batch of prompts once.
 
     Args:

@@ -61,7 +61,9 @@ class SaeConfig(Section):
     steps: AutoInt = Field("auto", description="Training steps at most; training stops early on held-out FVU.")
     batch_size: AutoInt = Field("auto", description="Activations per step.")
     lr: Literal["auto"] | Annotated[Number, Field(gt=0, lt=1)] = Field("auto", description="Adam's learning rate.")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1, description="Independent trainings.")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1, 2), min_length=1, description="Independent trainings."
+    )
     pretrained: str | None = Field(None, description="Folder with SAEs to use instead; {site} stands for the site.")
     max_samples: Annotated[int, Field(ge=2)] | None = Field(None, description="Activations to train on; null: all.")
 
@@ -207,7 +209,9 @@ def _compose(path: Path) -> yaml.Node | None:
     except FileNotFoundError as error:
         near = sorted(str(found) for found in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         hint = f"; in that folder are {', '.join(near[:6])}" if near else ""
-        raise InputError(f"--config {path}: no such file; give a YAML file, e.g. configurations/quickstart.yaml{hint}") from error
+        raise InputError(
+            f"--config {path}: no such file; give a YAML file, e.g. configurations/quickstart.yaml{hint}"
+        ) from error
     except (IsADirectoryError, UnicodeDecodeError, PermissionError) as error:
         raise InputError(f"--config {path}: not readable as a UTF-8 text file ({error}); give a YAML file") from error
     try:
@@ -216,7 +220,9 @@ def _compose(path: Path) -> yaml.Node | None:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f":{mark.line + 1}"
         problem = getattr(error, "problem", None) or "cannot be read"
-        raise InputError(f"{path}{line}: not valid YAML: {problem}; check indentation (spaces, no tabs) and quotes") from error
+        raise InputError(
+            f"{path}{line}: not valid YAML: {problem}; check indentation (spaces, no tabs) and quotes"
+        ) from error
 
 
 def _plain(path: Path, node: yaml.Node | None) -> tuple[dict[str, Any], dict[tuple[str, ...], int], list[_Finding]]:

@@ -6,7 +6,6 @@ This module knows paths only; how they were made is in `refusal.planted`.
 from __future__ import annotations
 
 import difflib
-from importlib.resources import files
 from pathlib import Path
 
 from refusal.errors import InputError
@@ -16,12 +15,12 @@ PREFIX = "planted/"
 
 
 def _shipped(folder: str) -> Path:
-    return Path(str(files("refusal"))) / "planted" / folder
+    return Path(__file__).parent / "planted" / folder
 
 
 def model_names() -> tuple[str, ...]:
     """Return the names of the shipped models, e.g. `planted/modular`."""
-    return tuple(PREFIX + path.name for path in sorted(_shipped("models").iterdir()) if (path / "config.json").exists())
+    return tuple(PREFIX + path.parent.name for path in sorted(_shipped("models").glob("*/config.json")))
 
 
 def model_path(name: str) -> Path:

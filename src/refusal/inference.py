@@ -41,9 +41,7 @@ def draw_prompts(config: Config) -> Draw:
         InputError: The data set or the categories are wrong.
     """
     pool = load_prompts(config.dataset_dir, config.safe_subset)
-    return draw(
-        pool, config.categories, config.num_samples_per_category, seed=config.seed, shuffle=config.shuffle
-    )
+    return draw(pool, config.categories, config.num_samples_per_category, seed=config.seed, shuffle=config.shuffle)
 
 
 def run_inference(config: Config, model_name: str, paths: ResultPaths) -> None:
@@ -99,7 +97,9 @@ class _Run:
         with tqdm(total=len(order), desc=f"inference: {self.model.name}", unit="prompt", disable=None) as bar:
             for index, rows in enumerate(shards):
                 if not writer.is_complete(index):
-                    writer.write(index, self._shard([prompts[row].id for row in rows], [token_ids[row] for row in rows]))
+                    writer.write(
+                        index, self._shard([prompts[row].id for row in rows], [token_ids[row] for row in rows])
+                    )
                 bar.update(len(rows))
         writer.finish(len(shards))
 

@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 FALLBACK_TEMPLATE = "{system}User: {prompt}\nAssistant:"
 """Used, and said, when a tokenizer has no chat template; `system` is the system prompt and two line breaks, or empty."""
-_SENTINEL = "\N{WHITE SQUARE}prompt\N{WHITE SQUARE}"
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,12 @@ FAMILIES = (
     Family("sandwich norms (Gemma 2 and 3)", "model.layers", "post_attention_layernorm", "post_feedforward_layernorm"),
     Family("Llama-like", "model.layers", "self_attn", "mlp"),
     Family("Mixture of experts", "model.layers", "self_attn", "block_sparse_moe"),
-    Family("Gemma 3 with vision", "model.language_model.layers", "post_attention_layernorm", "post_feedforward_layernorm"),
+    Family(
+        "Gemma 3 with vision", "model.language_model.layers", "post_attention_layernorm", "post_feedforward_layernorm"
+    ),
     Family("GPT-NeoX", "gpt_neox.layers", "attention", "mlp"),
     Family("GPT-2", "transformer.h", "attn", "mlp"),
     Family("Falcon, BLOOM", "transformer.h", "self_attention", "mlp"),
-    Family("OPT", "model.decoder.layers", "self_attn", "fc2"),
 )
 
 
@@ -217,21 +217,25 @@ class ChatModel:
 
         Control tokens that a user wrote into a prompt are read as plain text: they do not end or begin a turn.
         """
-        frame = self.render(_SENTINEL, system_prompt)
-        before, _, after = frame.partition(_SENTINEL)
-        control = [token for token in self.tokenizer.get_added_vocab() if token]
-        result = []
-        for prompt in prompts:
-            if any(token in prompt for token in control):
-                ids = [*self._ids(before), *self._ids(prompt, plain=True), *self._ids(after)]
-            else:
-                # the template itself may trim or reshape the text, so the prompt goes through it
-                ids = self._ids(self.render(prompt, system_prompt))
-            result.append(self._one_bos(ids))
-        return result
+        ids = [self._ids(self.render(self._defuse(prompt), system_prompt)) for prompt in prompts]
+        return [self._one_bos(each) for each in ids]
 
-    def _ids(self, text: str, *, plain: bool = False) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"])
+    def _defuse(self, prompt: str) -> str:
+        """Return the prompt with a space inside each control token, so that it is read as text."""
+        for token in self._control_tokens:
+            if token in prompt:
+                prompt = prompt.replace(token, f"{token[:1]} {token[1:]}")
+                self._notice("control tokens inside prompts were broken up by a space, so that they are read as text")
+        return prompt
+
+    @cached_property
+    def _control_tokens(self) -> tuple[str, ...]:
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {*self.tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+        return tuple(sorted(token for token in special if len(token) > 1))
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _one_bos(self, ids: list[int]) -> list[int]:
         bos = self.tokenizer.bos_token_id
@@ -309,7 +313,9 @@ def resolve(name: str) -> tuple[str, str | None]:
     folder = Path(name).expanduser()
     if folder.exists():
         if not (folder / "config.json").is_file():
-            raise InputError(f"models: {folder} holds no model (config.json is missing); give a Hugging Face model folder")
+            raise InputError(
+                f"models: {folder} holds no model (config.json is missing); give a Hugging Face model folder"
+            )
         return str(folder), None
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise InputError(f"models: {name}: no such folder; give a Hugging Face model folder, a hub id or planted/NAME")

@@ -23,9 +23,7 @@ from refusal.interventions import edit, record
 from refusal.models import ChatModel
 from refusal.sites import Site
 
-ReadoutTransform = Callable[
-    [Float[Tensor, "variant batch d_model"]], Float[Tensor, "variant batch d_model"]
-]
+ReadoutTransform = Callable[[Float[Tensor, "variant batch d_model"]], Float[Tensor, "variant batch d_model"]]
 """What an edit does to a site's value at the readout position, all variants at once."""
 
 
@@ -104,7 +102,8 @@ class ReadoutBatch:
 
     def _prefix(self, n_variants: int) -> Any:
         """Return the prefix for every variant. Layers of the copy may be extended: they replace, never write into,
-        the shared tensors."""
+        the shared tensors.
+        """
         if self._expanded[0] != n_variants:
             cache = _shallow(self._cache)
             if n_variants > 1 and cache.get_seq_length() > 0:

@@ -7,7 +7,7 @@ the field beside them. Metric values and effects are in logits (natural log), sh
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -32,6 +32,9 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
+Loaded = TypeVar("Loaded", bound="Artefact")
+
+
 class Artefact(Record):
     """A JSON file with a schema id that says what it is and which version."""
 
@@ -40,7 +43,7 @@ class Artefact(Record):
     schema_id: str = Field(alias="schema", description="Schema and version, e.g. refusal-circuits/comparison/1.")
 
     @classmethod
-    def build(cls, **fields: Any) -> Self:
+    def build(cls: type[Loaded], **fields: Any) -> Loaded:
         """Return the artefact with its schema id filled in."""
         return cls(schema=cls.SCHEMA, **fields)
 
@@ -49,7 +52,7 @@ class Artefact(Record):
         write_json(path, self.model_dump(mode="json", by_alias=True))
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls: type[Loaded], path: Path) -> Loaded:
         """Return the artefact at `path`.
 
         Raises:

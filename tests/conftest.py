@@ -1,0 +1,37 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import make_model
+
+from refusal.models import ChatModel
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[[str], ChatModel]:
+    """Return a function that gives a random model of a family, made once."""
+    made: dict[str, ChatModel] = {}
+
+    def get(family: str) -> ChatModel:
+        if family not in made:
+            made[family] = make_model(family)
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an ordinary Hugging Face folder with a random Llama."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    model = make_model("llama")
+    model.model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
