@@ -1,0 +1,174 @@
+"""The main job: which units there are, what each depends on, and the order of stages. Nothing else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from refusal import embedded
+from refusal.artefacts import ResultPaths
+from refusal.config import Config, Stage
+from refusal.models import resolve
+from refusal.prompts import local_files
+from refusal.stages import Pipeline, Unit, result_folder
+
+log = logging.getLogger(__name__)
+
+INFERENCE_KEYS = (
+    "dataset_dir",
+    "categories",
+    "num_samples_per_category",
+    "safe_subset",
+    "seed",
+    "dtype",
+    "max_new_tokens",
+    "system_prompt",
+    "activation_layers",
+)
+SAE_KEYS = ("sae", "seed", "activation_layers")
+CIRCUIT_KEYS = ("circuit", "sae.seeds", "seed", "categories", "activation_layers")
+COMPARE_KEYS = (*CIRCUIT_KEYS, "analysis")
+
+
+class RefusalCircuitAnalyzer:
+    """Runs a configuration.
+
+    Args:
+        config: What to run.
+        forced: Stages to redo even when they are up to date.
+    """
+
+    def __init__(self, config: Config, forced: Iterable[Stage] = ()) -> None:
+        self.config = config
+        self.forced = frozenset(forced)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Stages asked for, without SAE training when `train_saes` is off."""
+        asked = [stage for stage in Stage if stage in self.config.stages]
+        return tuple(stage for stage in asked if stage is not Stage.SAES or self.config.train_saes)
+
+    def pipeline(self, paths: ResultPaths) -> Pipeline:
+        """Return the units of the configuration, ready to run or to be looked at."""
+        units = [unit for model in self.config.models for unit in self._units(model, paths)]
+        compared = tuple(unit for unit in units if unit.stage is Stage.COMPARE)
+        units.append(self._report(paths, compared))
+        return Pipeline(self.config, paths, units, self.forced)
+
+    def run(self) -> ResultPaths:
+        """Run every stage that is asked for and not up to date; return where the results lie.
+
+        Raises:
+            InputError: The configuration names something that does not exist or does not fit.
+            ArtefactError: A stage needs another that is not there.
+        """
+        with result_folder(self.config.result_dir) as paths:
+            self.pipeline(paths).run(self.stages)
+        return paths
+
+    def _units(self, model: str, paths: ResultPaths) -> list[Unit]:
+        inference = self._inference(model, paths)
+        saes = self._unit(Stage.SAES, model, SAE_KEYS, (inference,), _train_saes, partial(_sae_files, paths, model), paths)
+        circuits = self._unit(
+            Stage.CIRCUITS, model, CIRCUIT_KEYS, (inference, saes), _discover, partial(_circuit_files, paths, model), paths
+        )
+        compare = self._unit(
+            Stage.COMPARE,
+            model,
+            COMPARE_KEYS,
+            (inference, saes, circuits),
+            _compare,
+            partial(_existing, paths.comparison(model), paths.effects(model)),
+            paths,
+        )
+        return [inference, saes, circuits, compare]
+
+    def _inference(self, model: str, paths: ResultPaths) -> Unit:
+        files = local_files(self.config.dataset_dir, self.config.safe_subset)
+        outputs = partial(_inference_files, paths, model)
+        unit = self._unit(Stage.INFERENCE, model, INFERENCE_KEYS, (), _infer, outputs, paths)
+        return Unit(unit.stage, model, unit.keys, (*files, *model_files(model)), (), outputs, unit.run)
+
+    def _unit(
+        self,
+        stage: Stage,
+        model: str,
+        keys: tuple[str, ...],
+        needs: tuple[Unit, ...],
+        function: Callable[[Config, str, ResultPaths], None],
+        outputs: Callable[[], list[Path]],
+        paths: ResultPaths,
+    ) -> Unit:
+        return Unit(stage, model, keys, (), needs, outputs, partial(function, self.config, model, paths))
+
+    def _report(self, paths: ResultPaths, needs: tuple[Unit, ...]) -> Unit:
+        def run() -> None:
+            from circuits.report import write_reports
+
+            configuration = self.config.model_dump(mode="json")
+            written.extend(
+                write_reports(paths, self.config.models, self.config.report, configuration, self.config.report.image_format)
+            )
+
+        written: list[Path] = []
+        return Unit(Stage.REPORT, None, ("report", "models", "categories"), (), needs, lambda: written, run)
+
+
+def model_files(model: str) -> tuple[Path, ...]:
+    """Return the files of a local or shipped model that decide its behaviour; none for one that lies in the hub's cache."""
+    source, _ = resolve(model)
+    folder = Path(source)
+    if not folder.is_dir():
+        return ()
+    wanted = {".json", ".safetensors", ".model", ".jinja", ".txt", ".bin"}
+    found = sorted(path for path in folder.iterdir() if path.suffix in wanted and path.is_file())
+    return tuple(path for path in found if path.name != "planted.json" or not model.startswith(embedded.PREFIX))
+
+
+# The functions of the stages; imported when they run, so that a plan is quick to show. -------------------------------
+
+
+def _infer(config: Config, model: str, paths: ResultPaths) -> None:
+    from refusal.inference import run_inference
+
+    run_inference(config, model, paths)
+
+
+def _train_saes(config: Config, model: str, paths: ResultPaths) -> None:
+    from refusal.sae.training import train_model_saes
+
+    train_model_saes(config, model, paths)
+
+
+def _discover(config: Config, model: str, paths: ResultPaths) -> None:
+    from circuits.circuit_stage import discover_circuits
+
+    discover_circuits(config, model, paths)
+
+
+def _compare(config: Config, model: str, paths: ResultPaths) -> None:
+    from circuits.compare_stage import compare_categories
+
+    compare_categories(config, model, paths)
+
+
+def _existing(*paths: Path) -> list[Path]:
+    return [path for path in paths if path.exists()]
+
+
+def _inference_files(paths: ResultPaths, model: str) -> list[Path]:
+    files = sorted(path for path in paths.activations(model).glob("*") if path.is_file())
+    return [*files, paths.refusal_labels(model), paths.model_outputs(model), paths.evaluation(model)]
+
+
+def _sae_files(paths: ResultPaths, model: str) -> list[Path]:
+    return sorted(path for path in paths.saes(model).rglob("*") if path.is_file())
+
+
+def _circuit_files(paths: ResultPaths, model: str) -> list[Path]:
+    folder = paths.circuit(model, "x").parent
+    prefix = paths.circuit(model, "x").name.removesuffix("x_circuit.json")
+    files = sorted(path for path in folder.glob("*_circuit.json") if path.name.startswith(prefix))
+    return [*files, *_existing(paths.attributions(model))]

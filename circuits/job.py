@@ -1,0 +1,64 @@
+"""The commands of the entry scripts: the main job, and the inference stage alone."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from circuits.analyzer import RefusalCircuitAnalyzer
+from circuits.plan import describe_plan
+from refusal.cli import build_parser, read_config, run_command, stages_named
+from refusal.config import Config, Stage
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the main job; return the exit status."""
+    parser = build_parser("Is refusal monolithic or modular? Runs every stage that the file names.", main_job=True)
+    arguments = parser.parse_args(argv)
+    return run_command(partial(_main_job, arguments), verbose=arguments.verbose)
+
+
+def inference_main(argv: Sequence[str] | None = None) -> int:
+    """Run the inference stage alone; return the exit status."""
+    parser = build_parser("Run the prompts through the models: activations, responses, what the model did.", main_job=False)
+    arguments = parser.parse_args(argv)
+    return run_command(partial(_inference_job, arguments), verbose=arguments.verbose)
+
+
+def _main_job(arguments: argparse.Namespace) -> str:
+    config = read_config(arguments)
+    stages = config.stages
+    if arguments.stages is not None:
+        stages = stages_named(arguments.stages, "--stages")
+    if arguments.train_saes:
+        # the stage and what it needs; explicitly named stages stay as they are
+        stages = stages if arguments.stages is not None else (Stage.INFERENCE, Stage.SAES)
+        config = config.model_copy(update={"train_saes": True})
+    forced = {stage for text in arguments.force for stage in stages_named(text, "--force")}
+    return _run(config.model_copy(update={"stages": stages}), forced, dry_run=arguments.dry_run)
+
+
+def _inference_job(arguments: argparse.Namespace) -> str:
+    config = read_config(arguments).model_copy(update={"stages": (Stage.INFERENCE,)})
+    forced = {Stage.INFERENCE} if arguments.force else set()
+    return _run(config, forced, dry_run=arguments.dry_run)
+
+
+def _run(config: Config, forced: set[Stage], *, dry_run: bool) -> str:
+    analyzer = RefusalCircuitAnalyzer(config, forced)
+    if dry_run:
+        return describe_plan(config, analyzer)
+    paths = analyzer.run()
+    return _last_line(config, paths.root)
+
+
+def _last_line(config: Config, root: Path) -> str:
+    last = max(config.stages, key=list(Stage).index)
+    if last is Stage.REPORT:
+        page = root / ("report.html" if config.report.html else "circuit_analysis_summary.txt")
+        return f"Written to {root}. Open {page}; refusal metrics: python run_analysis.py --results-dir {root}"
+    following = list(Stage)[list(Stage).index(last) + 1]
+    train = " --train-saes" if following is Stage.SAES else ""
+    return f"Written to {root}. Next: python run_circuit_analysis.py --config FILE{train} (stage {following})"

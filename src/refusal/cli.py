@@ -1,0 +1,115 @@
+"""What the entry scripts share: flags, logging, the plan of a dry run, and exit statuses.
+
+0 done; 2 the configuration or an input is wrong (one message, no traceback); 1 anything else; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from refusal.config import Config, Stage, load
+from refusal.errors import InputError, RefusalError
+
+log = logging.getLogger(__name__)
+
+WRONG_INPUT = 2
+INTERRUPTED = 130
+
+
+def build_parser(description: str, *, main_job: bool) -> argparse.ArgumentParser:
+    """Return the flags of the main job, or those of a single stage."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file, see configurations/")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key, e.g. sae.lr=1e-3"
+    )
+    parser.add_argument("--result-dir", type=Path, metavar="DIR", help="override result_dir")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    parser.add_argument("-v", "--verbose", action="store_true", help="more detail")
+    if main_job:
+        stages = ",".join(Stage)
+        parser.add_argument("--train-saes", action="store_true", help="the saes stage and what it needs")
+        parser.add_argument("--stages", metavar="A,B", help=f"stages to run, of {stages}")
+        parser.add_argument("--force", action="append", default=[], metavar="STAGE", help="redo a stage and what follows")
+    else:
+        parser.add_argument("--force", action="store_true", help="redo the stage")
+    return parser
+
+
+def read_config(arguments: argparse.Namespace) -> Config:
+    """Return the configuration with the overrides of the command line.
+
+    Raises:
+        InputError: The file or an override is wrong.
+    """
+    overrides = list(arguments.overrides)
+    if arguments.result_dir is not None:
+        overrides.append(f"result_dir={arguments.result_dir}")
+    return load(arguments.config, overrides)
+
+
+def stages_named(text: str, flag: str) -> tuple[Stage, ...]:
+    """Return the stages of a comma-separated list.
+
+    Raises:
+        InputError: A name is no stage.
+    """
+    found = []
+    for name in (part.strip() for part in text.split(",")):
+        if name not in tuple(Stage):
+            raise InputError(f"{flag}: found {name!r}; allowed are {', '.join(Stage)}")
+        found.append(Stage(name))
+    return tuple(found)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def run_command(command: Callable[[], str], *, verbose: bool) -> int:
+    """Run a command, which returns its last line, and return the exit status.
+
+    SIGTERM, which a scheduler sends at the walltime, stops a run like Ctrl-C.
+    """
+    set_up_logging(verbose)
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        sys.stdout.write(command() + "\n")
+    except RefusalError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what was complete is kept, the same command resumes\n")
+        return INTERRUPTED
+    except OSError as error:
+        sys.stderr.write(f"error: {error}; what was complete is kept, the same command resumes when it is mended\n")
+        return WRONG_INPUT
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 0
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Log to stderr as `HH:MM:SS message`; libraries only their warnings."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    for name in ("refusal", "circuits"):
+        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def as_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as text with aligned columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(lines)
