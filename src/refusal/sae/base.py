@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -95,6 +95,16 @@ class SparseAutoencoder(nn.Module, ABC):
             self.register_parameter(name, nn.Parameter(tensor.detach(), requires_grad=False))
         self.provenance = provenance if provenance is not None else Provenance()
         self.subtracts_b_dec = subtracts_b_dec
+
+    @classmethod
+    def build(cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any], provenance: Provenance) -> Self:
+        """Return the SAE of weights and the content of a `cfg.json`; architectures with options of their own extend it.
+
+        Raises:
+            InputError: An option is missing or out of range, or the weights do not fit together.
+        """
+        subtracts = bool(config.get("apply_b_dec_to_input", True))
+        return cls(tensors, provenance=provenance, subtracts_b_dec=subtracts)
 
     @property
     def d_in(self) -> int:

@@ -9,7 +9,7 @@ Source: SAELens 6.54, `sae_lens/loading/pretrained_sae_loaders.py` (`sae_lens_di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,8 @@ from torch import Tensor
 
 from refusal.artefacts import atomic_write, read_json, write_json
 from refusal.errors import ArtefactError, InputError
+from refusal.sae import thresholded, topk  # noqa: F401  (importing them enters their architectures into the table)
 from refusal.sae.base import ARCHITECTURES, Provenance, Scalar, SparseAutoencoder
-from refusal.sae.thresholded import JumpReluSae, ReluSae
-from refusal.sae.topk import TopKSae
 from refusal.sites import Site, SiteKind
 
 CONFIG_FILE = "cfg.json"
@@ -93,11 +92,11 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoen
     path = Path(folder) / CONFIG_FILE
     config = read_json(path, made_by=_REMAKE)
     if not isinstance(config, dict) or "architecture" not in config:
-        raise InputError(f"{path}: architecture: not there; allowed are {', '.join(sorted(_BUILDERS))}")
+        raise InputError(f"{path}: architecture: not there; allowed are {', '.join(sorted(ARCHITECTURES))}")
     _check_options(path, config)
     tensors = _read_tensors(Path(folder) / WEIGHTS_FILE, config, device)
     try:
-        sae = _BUILDERS[config["architecture"]](tensors, config)
+        sae = ARCHITECTURES[config["architecture"]].build(tensors, config, _provenance(config))
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
     for key, found in (("d_in", sae.d_in), ("d_sae", sae.d_sae)):
@@ -107,16 +106,16 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoen
 
 
 def _check_options(path: Path, config: Mapping[str, Any]) -> None:
-    if config["architecture"] not in _BUILDERS:
+    if config["architecture"] not in ARCHITECTURES:
         hint = "; save BatchTopK and Matryoshka SAEs as jumprelu" if "batch" in str(config["architecture"]) else ""
         raise InputError(
             f"{path}: architecture: {config['architecture']!r} is not supported; "
-            f"allowed are {', '.join(sorted(_BUILDERS))}{hint}"
+            f"allowed are {', '.join(sorted(ARCHITECTURES))}{hint}"
         )
     for key in ("normalize_activations", "reshape_activations"):
         if config.get(key, "none") not in ("none", None):
             raise InputError(
-                f"{path}: {key}: is {config[key]!r}, allowed is 'none'; fold it into the weights with SAELens and save again"
+                f"{path}: {key}: is {config[key]!r}, allowed is 'none'; fold it into the weights and save the SAE again"
             )
 
 
@@ -129,7 +128,9 @@ def _read_tensors(path: Path, config: Mapping[str, Any], device: str | torch.dev
     try:
         tensors = load_file(str(path), device=str(device))
     except SafetensorError as error:
-        raise ArtefactError(f"{path}: not readable as safetensors ({error}); delete the folder and run: {_REMAKE}") from error
+        raise ArtefactError(
+            f"{path}: not readable as safetensors ({error}); delete the folder and run: {_REMAKE}"
+        ) from error
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 
@@ -145,31 +146,3 @@ def _provenance(config: Mapping[str, Any]) -> Provenance:
     }
     known = {key: value for key, value in metadata.items() if key in _KNOWN_METADATA and value is not None}
     return Provenance(**known, extra=extra)
-
-
-def _build_topk(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> SparseAutoencoder:
-    if not isinstance(config.get("k"), int):
-        raise InputError(f"{CONFIG_FILE}: k: is {config.get('k')!r}, allowed are whole numbers from 1 to d_sae")
-    return TopKSae(
-        tensors,
-        k=config["k"],
-        ranks_by_decoder_norm=bool(config.get("rescale_acts_by_decoder_norm", False)),
-        provenance=_provenance(config),
-        subtracts_b_dec=bool(config.get("apply_b_dec_to_input", True)),
-    )
-
-
-def _build_plain(cls: type[SparseAutoencoder]) -> Callable[[dict[str, Tensor], Mapping[str, Any]], SparseAutoencoder]:
-    def build(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> SparseAutoencoder:
-        subtracts = bool(config.get("apply_b_dec_to_input", True))
-        return cls(tensors, provenance=_provenance(config), subtracts_b_dec=subtracts)
-
-    return build
-
-
-_BUILDERS: dict[str, Callable[[dict[str, Tensor], Mapping[str, Any]], SparseAutoencoder]] = {
-    "topk": _build_topk,
-    "standard": _build_plain(ReluSae),
-    "jumprelu": _build_plain(JumpReluSae),
-}
-assert set(_BUILDERS) == set(ARCHITECTURES), "every registered architecture can be read"

@@ -7,6 +7,7 @@ Source: Gao et al. 2406.04093, section 2.3.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -44,6 +45,23 @@ class TopKSae(SparseAutoencoder):
             raise InputError(f"SAE: k is {k}, allowed are 1 to d_sae = {self.d_sae}")
         self.k = k
         self.ranks_by_decoder_norm = ranks_by_decoder_norm
+
+    @classmethod
+    def build(cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any], provenance: Provenance) -> Self:
+        """Return the SAE of weights and the content of a `cfg.json`.
+
+        Raises:
+            InputError: `k` is missing or out of range, or the weights do not fit together.
+        """
+        if not isinstance(config.get("k"), int):
+            raise InputError(f"cfg.json: k: is {config.get('k')!r}, allowed are whole numbers from 1 to d_sae")
+        return cls(
+            tensors,
+            k=config["k"],
+            ranks_by_decoder_norm=bool(config.get("rescale_acts_by_decoder_norm", False)),
+            provenance=provenance,
+            subtracts_b_dec=bool(config.get("apply_b_dec_to_input", True)),
+        )
 
     def activate(self, pre: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
         """Return ReLU of the k largest pre-activations of each row, 0 elsewhere."""

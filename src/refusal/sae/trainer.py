@@ -1,223 +1,302 @@
-"""Train TopK SAEs, several at once: the sites and seeds of a model are one stacked job.
+"""Trains SAEs: stacks of equal shape as one job, a seed honoured to the last bit, held-out rows deciding when to stop.
 
-At the size of a refusal study (thousands of activations) one SAE is too small to keep a processor busy; stacked on a
-leading axis they share every operation. Each keeps its own data order, initialisation and dead-latent count, so an SAE
-trained in a stack equals the one trained alone up to rounding.
+1. Normalise: x' = c (x - mu), mu the mean of the training rows and c such that a coordinate's mean square is 1. One
+   learning rate then suits all sites and models. (b_dec starts at 0 there, which is the mean of the data.)
+2. Start with random unit decoder rows and the encoder as their transpose. Every SAE draws its own; nothing is shared
+   between seeds and nothing is taken from data points, since both make seeds agree without being right.
+3. Step: a batch for each SAE, gradients (`gradients`), the share of the decoder's gradient along its rows taken out,
+   Adam, decoder rows set back to unit norm. Learning rate: linear warm-up, constant, linear decay.
+4. At regular steps FVU on fixed training rows and on held-out rows; the best weights are kept; an SAE whose held-out
+   FVU has stopped falling is done, and leaves the stack.
+5. Fold mu and c into the weights: the SAE acts on raw activations and its decoder rows have unit norm.
 
-1. Activations are centred and scaled to mean squared norm d_model; both are folded into the weights at the end.
-2. Decoder rows start as independent random unit vectors, the encoder as their transpose, biases at zero.
-3. Each step: encode, keep the k largest, decode, mean squared error plus AuxK for latents that died; Adam; unit rows.
-4. Held-out prompts give the FVU that stops training; the best weights are kept.
-
-Source: Gao et al. 2406.04093 (TopK, AuxK, sections 2 and A).
+An SAE depends on its own rows, seed and recipe, not on what else is trained in its stack.
+Source: Gao et al. 2406.04093, appendix A.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from refusal.errors import InputError
-from refusal.sae.base import TopK
+from refusal.sae.gradients import AuxK, Weights, gradients, top_k
+from refusal.sae.normalise import NormalisedRows, fold
+from refusal.sae.rows import RowSource, RowSplit, RowStream, seeded_generator
+from refusal.sae.topk import TopKSae
 
-EVALUATE_EVERY = 50
-"""Steps between held-out evaluations."""
-PATIENCE = 6
-"""Evaluations without a better held-out FVU after which an SAE is no longer improved."""
-DEAD_AFTER_EPOCHS = 4
-"""Passes over the data without firing after which a latent is dead. In epochs: token counts never end at our sizes."""
-AUX_WEIGHT = 1 / 32
+BETAS = (0.9, 0.999)
+MAX_EVALUATION_ROWS = 4096
+"""Rows of each split that evaluations during training look at."""
+MAX_LATENTS_PER_ROW = 4
+"""With more latents than this per training row, every row can have latents of its own."""
+MIN_GAIN = 1e-3
+"""Held-out FVU must fall by this share of itself to count as better."""
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
-    """Resolved settings of a training."""
+class Recipe:
+    """Everything that decides a training besides its rows and seed; all resolved, no `auto`."""
 
     d_sae: int
+    """Number of latents."""
     k: int
+    """Active latents per row."""
     steps: int
+    """Steps at most."""
     batch_size: int
+    """Rows per step."""
     lr: float
+    """Adam's learning rate between warm-up and decay."""
+    warmup_share: float = 0.05
+    """Share of the steps in which the learning rate rises to `lr`."""
+    decay_share: float = 0.3
+    """Share of the steps in which it falls to 0, at the end."""
+    auxk_coefficient: float = 1 / 32
+    """alpha of the AuxK term; 0 switches it off."""
+    dead_epochs: float = 2.0
+    """A latent is dead when it has not been active for this many passes over the training rows."""
+    n_evaluations: int = 50
+    """Evaluations over the whole training."""
+    patience: int = 15
+    """Evaluations without a better held-out FVU after which an SAE is done."""
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """Activations of one site."""
+class Task:
+    """One SAE to train."""
 
-    acts: Float[Tensor, "row d_model"]
-    is_held_out: Bool[Tensor, " row"]
-    """Rows that judge, never train."""
-    weight: Float[Tensor, " row"]
-    """Relative frequency with which a training row is drawn; balances the categories."""
+    name: str
+    """Its site; with the seed it decides the random draws."""
+    seed: int
+    rows: RowSource
+    """All rows, of which the split says which train."""
+
+
+class Evaluation(NamedTuple):
+    """A point of the history."""
+
+    step: int
+    lr: float
+    fvu_train: float
+    """Fraction of variance unexplained on fixed training rows."""
+    fvu_heldout: float | None
+    """The same on held-out rows; None without any."""
+    l0: float
+    """Mean number of active latents on the training rows looked at."""
+    dead_share: float
+    """Share of latents not active for `Recipe.dead_epochs`."""
 
 
 @dataclass(frozen=True)
-class TrainedSae:
-    """One SAE with what its training looked like."""
+class Trained:
+    """A trained SAE and how it came about."""
 
-    sae: TopK
-    history: list[dict[str, float]]
-    """Per evaluation: step, train_fvu, held_out_fvu."""
+    task: Task
+    sae: TopKSae
+    history: tuple[Evaluation, ...]
     best_step: int
+    """The step whose weights these are."""
+    stop_reason: str
+    """Why training ended, in words."""
 
 
-Progress = Callable[[int], object]
-
-
-def train_topk(
-    sites: Sequence[TrainingData],
-    seeds: Sequence[int],
-    settings: TrainingSettings,
-    progress: Progress = lambda steps: None,
-) -> list[list[TrainedSae]]:
-    """Return `[site][seed]` SAEs.
-
-    Args:
-        sites: Data of equal width.
-        seeds: Independent initialisations and data orders.
-        settings: Shared by all.
-        progress: Called with the number of steps done since the last call.
+def check_recipe(recipe: Recipe, n_rows: int) -> None:
+    """Raise if a recipe cannot work on `n_rows` training rows.
 
     Raises:
-        InputError: Activations that are not finite or all equal, or settings that do not fit them.
+        InputError: Names the key of the configuration, what it is and what is allowed.
     """
-    for data in sites:
-        _check(data, settings)
-    stack = _Stack(sites, seeds, settings)
-    for step in range(1, settings.steps + 1):
-        stack.step(step)
-        progress(1)
-        if (step % EVALUATE_EVERY == 0 or step == settings.steps) and stack.evaluate(step):
-            progress(settings.steps - step)
-            break
-    return [[stack.result(i * len(seeds) + j) for j in range(len(seeds))] for i in range(len(sites))]
-
-
-def _check(data: TrainingData, settings: TrainingSettings) -> None:
-    acts = data.acts
-    if not torch.isfinite(acts).all():
-        raise InputError("sae: activations hold NaN or infinite values; run the inference stage anew with dtype: float32")
-    if len(acts) < 2 or float(acts.var(0).sum()) == 0:
-        raise InputError(f"sae: the {len(acts)} activations are all equal, so there is nothing to learn from them")
-    if settings.k > settings.d_sae:
-        raise InputError(f"sae.k: found {settings.k}, more than d_sae ({settings.d_sae}); k counts active latents")
-
-
-class _Stack:
-    """S SAEs in training; tensors have a leading `sae` axis."""
-
-    def __init__(self, sites: Sequence[TrainingData], seeds: Sequence[int], settings: TrainingSettings) -> None:
-        self.settings = settings
-        self.site_of = [index for index in range(len(sites)) for _ in seeds]
-        self.seed_of = [seed for _ in sites for seed in seeds]
-        self.mean, self.scale, self.train, self.held, self.weight = [], [], [], [], []
-        for data in sites:
-            train = data.acts[~data.is_held_out].float()
-            mean = train.mean(0)
-            scale = ((train - mean).square().sum(1).mean() / train.shape[1]).sqrt()
-            self.mean.append(mean)
-            self.scale.append(scale)
-            self.train.append((train - mean) / scale)
-            self.held.append((data.acts[data.is_held_out].float() - mean) / scale)
-            self.weight.append(data.weight[~data.is_held_out].double())
-        d_model, n = self.train[0].shape[1], len(self.site_of)
-        self.generators = [torch.Generator().manual_seed(seed) for seed in self.seed_of]
-        rows = torch.stack([torch.randn(settings.d_sae, d_model, generator=g) for g in self.generators])
-        self.W_dec = torch.nn.functional.normalize(rows, dim=-1).requires_grad_()
-        self.W_enc = self.W_dec.detach().transpose(1, 2).contiguous().requires_grad_()
-        self.b_enc = torch.zeros(n, 1, settings.d_sae, requires_grad=True)
-        self.b_dec = torch.zeros(n, 1, d_model, requires_grad=True)
-        self.parameters = [self.W_enc, self.b_enc, self.W_dec, self.b_dec]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=settings.lr, fused=True)
-        self.since_fired = torch.zeros(n, settings.d_sae)
-        self.best = [float("inf")] * n
-        self.best_step = [0] * n
-        self.best_weights = [self._weights(index) for index in range(n)]
-        self.history: list[list[dict[str, float]]] = [[] for _ in range(n)]
-        self.last_loss = torch.zeros(n)
-
-    def step(self, step: int) -> None:
-        """Take one optimiser step."""
-        settings = self.settings
-        batch = torch.stack([self._draw(index) for index in range(len(self.site_of))])
-        pre = torch.baddbmm(self.b_enc, batch - self.b_dec, self.W_enc)
-        top = pre.topk(settings.k, dim=-1)
-        latents = torch.zeros_like(pre).scatter(-1, top.indices, top.values.relu())
-        reconstruction = torch.baddbmm(self.b_dec, latents, self.W_dec)
-        error = batch - reconstruction
-        per_sae = error.square().mean((1, 2))
-        loss = per_sae.sum() + self._aux(pre, error, top.indices)
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr * _schedule(step, settings.steps)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        with torch.no_grad():
-            self.W_dec.div_(self.W_dec.norm(dim=-1, keepdim=True).clamp_min(1e-8))
-            self.last_loss = per_sae.detach()
-
-    def _draw(self, index: int) -> Float[Tensor, "row d_model"]:
-        site = self.site_of[index]
-        rows = torch.multinomial(
-            self.weight[site], self.settings.batch_size, replacement=True, generator=self.generators[index]
+    if recipe.k > recipe.d_sae:
+        raise InputError(f"sae.k: is {recipe.k}, allowed are 1 to d_sae = {recipe.d_sae}; lower it or set it to auto")
+    if recipe.d_sae > MAX_LATENTS_PER_ROW * n_rows:
+        raise InputError(
+            f"sae.d_sae: is {recipe.d_sae}, but there are only {n_rows} rows to train on; allowed are at most "
+            f"{MAX_LATENTS_PER_ROW} latents per row ({MAX_LATENTS_PER_ROW * n_rows}), sensible is one per 16 rows; set "
+            "sae.d_sae: auto or raise num_samples_per_category"
         )
-        return self.train[site][rows]
-
-    def _aux(
-        self, pre: Float[Tensor, "sae row d_sae"], error: Float[Tensor, "sae row d_model"], active: Int[Tensor, "..."]
-    ) -> Tensor:
-        """Return the AuxK loss: dead latents reconstruct what the living ones leave over. Counts the dead on the way."""
-        with torch.no_grad():
-            fired = torch.zeros_like(self.since_fired).scatter(1, active.flatten(1), 1.0)
-            self.since_fired = (self.since_fired + 1) * (1 - fired)
-            per_epoch = max(1, len(self.train[0]) // self.settings.batch_size)
-            dead = self.since_fired > DEAD_AFTER_EPOCHS * per_epoch
-        if not dead.any():
-            return pre.new_zeros(())
-        k_aux = min(pre.shape[-1] // 4 + 1, pre.shape[-1])
-        masked = pre.masked_fill(~dead[:, None, :], -torch.inf)
-        top = masked.topk(k_aux, dim=-1)
-        values = torch.where(torch.isfinite(top.values), top.values, 0.0).relu()
-        latents = torch.zeros_like(pre).scatter(-1, top.indices, values)
-        target = error.detach()
-        loss = (target - latents @ self.W_dec).square().mean((1, 2))
-        return AUX_WEIGHT * (loss * dead.any(1)).sum()
-
-    @torch.no_grad()
-    def evaluate(self, step: int) -> bool:
-        """Record the held-out FVU of each SAE, keep the best weights; return whether none improves any more."""
-        for index, site in enumerate(self.site_of):
-            held = self.held[site] if len(self.held[site]) else self.train[site]
-            fvu = self._fvu(index, held)
-            train_fvu = float(self.last_loss[index])
-            self.history[index].append({"step": step, "train_fvu": train_fvu, "held_out_fvu": fvu})
-            if fvu < self.best[index]:
-                self.best[index], self.best_step[index] = fvu, step
-                self.best_weights[index] = self._weights(index)
-        return all(step - best >= PATIENCE * EVALUATE_EVERY for best in self.best_step)
-
-    def _fvu(self, index: int, acts: Float[Tensor, "row d_model"]) -> float:
-        W_enc, b_enc, W_dec, b_dec = self._weights(index)
-        sae = TopK(W_enc, b_enc, W_dec, b_dec, k=self.settings.k)
-        return float(sae(acts).error.square().sum() / (acts - acts.mean(0)).square().sum())
-
-    def _weights(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        W_enc, b_enc, W_dec, b_dec = (parameter[index].detach().clone() for parameter in self.parameters)
-        return W_enc, b_enc[0], W_dec, b_dec[0]
-
-    def result(self, index: int) -> TrainedSae:
-        """Return one SAE in raw space: x' = (x - mean) / scale folded in, decoder rows of norm 1."""
-        W_enc, b_enc, W_dec, b_dec = self.best_weights[index]
-        mean, scale = self.mean[self.site_of[index]], self.scale[self.site_of[index]]
-        # latents of the folded SAE are `scale` times those of training: the same direction, in raw units
-        sae = TopK(W_enc, b_enc * scale, W_dec, mean + b_dec * scale, k=self.settings.k)
-        return TrainedSae(sae, self.history[index], self.best_step[index])
 
 
-def _schedule(step: int, steps: int) -> float:
-    """Return the factor of the learning rate: linear warm-up over a twentieth, linear decay over the last fifth."""
-    return min(1.0, step / max(1, steps // 20), (steps - step + 1) / max(1, steps // 5))
+def train_stack(
+    tasks: Sequence[Task], split: RowSplit, recipe: Recipe, on_steps: Callable[[int], None] = lambda n: None
+) -> list[Trained]:
+    """Return SAEs of one shape, trained as one job, in the order of `tasks`.
+
+    Args:
+        tasks: SAEs with rows of the same number and width.
+        split: Which rows train; the same for all.
+        recipe: How to train.
+        on_steps: Called with the number of steps done since the last call, for a progress bar.
+
+    Raises:
+        InputError: The recipe does not fit the data, rows are not finite or all the same, or the loss diverges.
+    """
+    check_recipe(recipe, len(split.train))
+    run = _StackRun(tasks, split, recipe)
+    while run.active:
+        on_steps(run.advance())
+    return [run.result(index) for index in range(len(tasks))]
+
+
+def initial_weights(task: Task, d_sae: int) -> Weights:
+    """Return a stack of one: random unit decoder rows, the encoder as their transpose, biases 0."""
+    draw = seeded_generator(task.seed, task.name, "init")
+    dec = normalize(torch.randn(1, d_sae, task.rows.d_model, generator=draw), dim=-1)
+    return Weights(dec.clone(), torch.zeros(1, d_sae), dec, torch.zeros(1, task.rows.d_model))
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Return the learning rate of a step in [0, steps): linear warm-up, constant, linear decay to (almost) 0."""
+    rise = (step + 1) / max(1.0, recipe.warmup_share * recipe.steps)
+    fall = (recipe.steps - step) / max(1.0, recipe.decay_share * recipe.steps)
+    return recipe.lr * min(1.0, rise, fall)
+
+
+@dataclass
+class _Progress:
+    """One SAE's course."""
+
+    history: list[Evaluation]
+    best_weights: Weights
+    best_fvu: float = float("inf")
+    best_step: int = 0
+    since_best: int = 0
+    stop_reason: str = ""
+
+
+class _StackRun:
+    """One training of a stack: holds what changes from step to step."""
+
+    def __init__(self, tasks: Sequence[Task], split: RowSplit, recipe: Recipe) -> None:
+        self._tasks = tasks
+        self._recipe = recipe
+        self._data = NormalisedRows([task.rows for task in tasks], [task.name for task in tasks], split)
+        self._streams = [
+            RowStream(split, recipe.batch_size, seeded_generator(task.seed, task.name, "order")) for task in tasks
+        ]
+        self.active = list(range(len(tasks)))
+        """Which tasks are still training."""
+        starts = [initial_weights(task, recipe.d_sae) for task in tasks]
+        self._progress = [_Progress([], start) for start in starts]
+        self._weights = Weights(*(torch.cat(parts) for parts in zip(*starts, strict=True)))
+        self._optimiser = torch.optim.Adam(self._weights, lr=recipe.lr, betas=BETAS, fused=True)
+        self._idle = torch.zeros_like(self._weights.b_enc)
+        self._dead_steps = max(1.0, recipe.dead_epochs * len(split.train) / recipe.batch_size)
+        self._check_rows = (_spread(split.train), _spread(split.heldout))
+        points = range(1, recipe.n_evaluations + 1)
+        self._evaluate_at = sorted({max(1, round(recipe.steps * i / recipe.n_evaluations)) for i in points})
+        self._step = 0
+
+    def advance(self) -> int:
+        """Train to the next evaluation, evaluate, let SAEs leave that are done; return the number of steps."""
+        start, self._step = self._step, next(point for point in self._evaluate_at if point > self._step)
+        for step in range(start, self._step):
+            self._train_step(learning_rate(self._recipe, step))
+        self._evaluate()
+        return self._step - start
+
+    def _train_step(self, lr: float) -> None:
+        rows = torch.stack([self._streams[index].next() for index in self.active])
+        acts = self._data.take(self.active, rows)
+        dead = self._idle >= self._dead_steps
+        aux = AuxK(self._recipe.auxk_coefficient, dead) if self._recipe.auxk_coefficient > 0 else None
+        found = gradients(self._weights, acts, self._recipe.k, aux)
+        dec, d_dec = self._weights.dec, found.gradients.dec
+        # The part of the gradient along a row would only change its norm, which is fixed.
+        d_dec.addcmul_((d_dec * dec).sum(-1, keepdim=True), dec, value=-1)
+        for weight, gradient in zip(self._weights, found.gradients, strict=True):
+            weight.grad = gradient
+        self._optimiser.param_groups[0]["lr"] = lr
+        self._optimiser.step()
+        dec.div_(torch.linalg.vector_norm(dec, dim=-1, keepdim=True))
+        self._idle = torch.where(found.fired > 0, 0.0, self._idle + 1)
+
+    def _evaluate(self) -> None:
+        (train, l0), (heldout, _) = (self._fvu(rows) for rows in self._check_rows)
+        dead = (self._idle >= self._dead_steps).double().mean(1)
+        lr = learning_rate(self._recipe, self._step - 1)
+        staying = []
+        for place, index in enumerate(self.active):
+            out = float(heldout[place]) if len(self._check_rows[1]) else None
+            point = Evaluation(self._step, lr, float(train[place]), out, float(l0[place]), float(dead[place]))
+            if not torch.isfinite(train[place]):
+                raise InputError(
+                    f"SAE of {self._tasks[index].name}, seed {self._tasks[index].seed}: the loss is not finite at step "
+                    f"{self._step} with a learning rate of {self._recipe.lr:g}; lower sae.lr or set it to auto"
+                )
+            self._note(self._progress[index], point, place)
+            if not self._progress[index].stop_reason:
+                staying.append(place)
+        self._keep(staying)
+
+    def _note(self, progress: _Progress, point: Evaluation, place: int) -> None:
+        """Add a point to the history of the SAE at `place` of the stack and decide whether it is done."""
+        progress.history.append(point)
+        fvu = point.fvu_train if point.fvu_heldout is None else point.fvu_heldout
+        if fvu < progress.best_fvu * (1 - MIN_GAIN):
+            weights = Weights(*(tensor[place : place + 1].clone() for tensor in self._weights))
+            progress.best_weights, progress.best_fvu = weights, fvu
+            progress.best_step, progress.since_best = point.step, 0
+        else:
+            progress.since_best += 1
+        if self._step == self._recipe.steps:
+            progress.stop_reason = f"all {self._recipe.steps} steps done"
+        elif progress.since_best >= self._recipe.patience:
+            progress.stop_reason = (
+                f"held-out FVU best at step {progress.best_step}, not better in {progress.since_best} evaluations since"
+            )
+
+    def _keep(self, places: Sequence[int]) -> None:
+        """Let all SAEs but those at `places` of the stack leave."""
+        if len(places) == len(self.active):
+            return
+        old, chosen = self._optimiser, torch.tensor(places, dtype=torch.long)
+        weights = Weights(*(tensor[chosen] for tensor in self._weights))
+        self._optimiser = torch.optim.Adam(weights, lr=self._recipe.lr, betas=BETAS, fused=True)
+        for before, after in zip(self._weights, weights, strict=True):
+            state = old.state[before]
+            moments = {key: state[key][chosen] for key in ("exp_avg", "exp_avg_sq")}
+            self._optimiser.state[after] = {"step": state["step"], **moments}
+        self._weights, self._idle = weights, self._idle[chosen]
+        self.active = [self.active[place] for place in places]
+
+    def _fvu(self, rows: Int[Tensor, " row"]) -> tuple[Float[Tensor, " sae"], Float[Tensor, " sae"]]:
+        """Return FVU and mean L0 of the stack on some rows."""
+        acts = self._data.take(self.active, rows.expand(len(self.active), -1))
+        unexplained = torch.zeros(len(self.active), dtype=torch.float64)
+        n_active = torch.zeros(len(self.active), dtype=torch.float64)
+        for part in torch.split(acts, 1024, dim=1):
+            latents, error = _forward(self._weights, part, self._recipe.k)
+            unexplained += error.square().sum((1, 2), dtype=torch.float64)
+            n_active += (latents > 0).sum((1, 2))
+        spread = (acts.double() - acts.double().mean(1, keepdim=True)).square().sum((1, 2))
+        return unexplained / spread, n_active / max(1, len(rows))
+
+    def result(self, index: int) -> Trained:
+        """Return the SAE of a task, in raw space."""
+        task, progress = self._tasks[index], self._progress[index]
+        tensors = fold(progress.best_weights, self._data.mean(index), self._data.scale(index))
+        sae = TopKSae(tensors, k=self._recipe.k)
+        return Trained(task, sae, tuple(progress.history), progress.best_step, progress.stop_reason)
+
+
+def _forward(
+    w: Weights, acts: Float[Tensor, "sae row d_model"], k: int
+) -> tuple[Float[Tensor, "sae row d_sae"], Float[Tensor, "sae row d_model"]]:
+    """Return latents and error."""
+    pre = torch.baddbmm(w.b_enc[:, None], acts - w.b_dec[:, None], w.enc.mT)
+    chosen = top_k(pre, k)
+    latents = torch.zeros_like(pre).scatter_(-1, chosen, pre.gather(-1, chosen).relu())
+    return latents, acts - torch.baddbmm(w.b_dec[:, None], latents, w.dec)
+
+
+def _spread(rows: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+    """Return at most `MAX_EVALUATION_ROWS` of the rows, evenly spread."""
+    n = min(len(rows), MAX_EVALUATION_ROWS)
+    return rows[torch.arange(n) * len(rows) // max(1, n)]

@@ -1,187 +1,339 @@
-"""The saes stage for one model: every site and seed, from the activation store to `saes/MODEL/SITE/`.
+"""The `saes` stage for one model: from the activation store to `saes/MODEL/SITE/`.
 
-Rows are the readout position of every prompt; a tenth of the prompts, spread over categories and behaviours, is held
-out. Each category and behaviour weighs the same in training, whatever its size.
+1. Rows: the readout position of every prompt that has a label, in the order of prompt ids, so that neither shuffling
+   nor batching changes a result. A tenth of the prompts of each category and behaviour is held out.
+2. `auto` settings are resolved for that number of rows and logged with their reasons.
+3. Sites and seeds are packed into stacks that train as one job (`plan_stacks`); tiny stacks run side by side.
+4. Each SAE is written as it is done: weights, `cfg.json`, history, and last `metrics.json`, which holds the checksum of
+   the weights and the fingerprint of all inputs. An SAE whose `metrics.json` fits is not trained again.
+5. When all seeds of a site are there, their agreement is added to the first seed's `metrics.json`.
+
+What is written depends on the inputs alone: an interrupted run that is started again ends with the same bytes. With
+`sae.pretrained` nothing is trained: the SAEs given are checked and copied.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections import Counter
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 from tqdm import tqdm
 
-from refusal.artefacts import ResultPaths, write_json
+from refusal.artefacts import ResultPaths, sha256_file
 from refusal.config import Config
 from refusal.errors import InputError
 from refusal.sae.auto import Resolved, resolve
-from refusal.sae.base import SparseAutoencoder
-from refusal.sae.formats import load, save
-from refusal.sae.metrics import fvu, seed_stability, sparsity
-from refusal.sae.trainer import TrainedSae, TrainingData, train_topk
+from refusal.sae.base import Provenance, SparseAutoencoder
+from refusal.sae.formats import CONFIG_FILE, WEIGHTS_FILE, hook_name, load, save
+from refusal.sae.metrics import quality, stability
+from refusal.sae.records import (
+    METRICS_FILE,
+    HistoryPoint,
+    SaeMetrics,
+    SeedStability,
+    SplitQuality,
+    TrainingHistory,
+    is_complete,
+)
+from refusal.sae.rows import RowSplit, TensorRows, split_rows, thin_prompts
+from refusal.sae.trainer import Recipe, Task, Trained, check_recipe, train_stack
 from refusal.schemas import RefusalLabels
-from refusal.sites import Site, SiteKind
+from refusal.sites import Site
 from refusal.store import ActivationStore
 
 log = logging.getLogger(__name__)
 
-HELD_OUT_EVERY = 10
-STACK_LATENTS = 4096
-"""Latents of all SAEs of one stacked job, at most; wider SAEs train one after the other."""
+TRAINER_VERSION = 1
+"""Raised when the same inputs give other weights than before, so that old SAEs are trained again."""
+STACK_VALUES = 2**19
+"""Pre-activations of one step of a stack, at most (2 MiB, what caches hold); an SAE with more trains alone."""
+TINY_PRODUCT = 2**25
+"""Multiplications of one SAE's encoder per step up to which a thread of its own does more than a share of each step."""
 
 
 def train_model_saes(config: Config, model_name: str, paths: ResultPaths) -> None:
-    """Train (or, with `sae.pretrained`, check and copy) the SAEs of one model and write them with their metrics.
+    """Make the SAEs of one model: every site with every seed; those that are up to date stay.
 
     Raises:
-        ArtefactError: The activations or labels are missing or damaged.
-        InputError: The activations or settings do not allow a training.
+        ArtefactError: Activations or labels are missing or damaged.
+        InputError: The settings do not fit the data, activations are not finite or all the same, or pretrained SAEs
+            belong to another model.
     """
-    store = ActivationStore(paths.activations(model_name))
-    labels = RefusalLabels.load(paths.refusal_labels(model_name))
-    sites = _sites(config, store)
-    if config.sae.pretrained is not None:
-        for site in sites:
-            _adopt(config, site, store, paths.sae(model_name, site))
-        return
-    study = _Training(config, model_name, store, labels, paths)
-    study.run(sites)
+    stage = _Stage(config, model_name, paths)
+    if config.sae.pretrained is None:
+        _Training(stage).run()
+    else:
+        for job in stage.jobs:
+            _adopt(stage, job, _pretrained_folder(config.sae.pretrained, job.site, len(stage.jobs)))
 
 
-def _sites(config: Config, store: ActivationStore) -> list[Site]:
-    if config.activation_layers == "all":
-        return [site for site in store.sites if not site.kind.is_writer]
-    return sorted(Site.parse(name) for name in config.activation_layers)
+def saved_seeds(config: Config) -> tuple[int, ...]:
+    """Return the seeds of which there are SAEs: those configured; with pretrained SAEs only the first."""
+    return config.sae.seeds if config.sae.pretrained is None else config.sae.seeds[:1]
 
 
-def _adopt(config: Config, site: Site, store: ActivationStore, folder: Path) -> None:
-    assert config.sae.pretrained is not None
-    source = Path(config.sae.pretrained.replace("{site}", str(site)))
-    sae = load(source)
-    if sae.d_in != store.d_model:
-        raise InputError(
-            f"sae.pretrained: {source} has d_in {sae.d_in}; the model's d_model is {store.d_model}: it belongs to "
-            "another model"
+@dataclass(frozen=True)
+class Job:
+    """One SAE to make."""
+
+    site: Site
+    seed: int
+    folder: Path
+
+
+def plan_stacks(jobs: Sequence[Job], recipe: Recipe) -> list[tuple[Job, ...]]:
+    """Return the jobs in stacks of nearly equal size that train as one each.
+
+    The plan depends on the shape of the SAEs alone, not on what is done already or on the machine: a stack that is
+    trained again gives the same bytes, and stacks can be shared out among processes.
+    """
+    fitting = max(1, STACK_VALUES // (recipe.batch_size * recipe.d_sae))
+    n_stacks = -(-len(jobs) // fitting)
+    bounds = [len(jobs) * index // n_stacks for index in range(n_stacks + 1)]
+    return [tuple(jobs[first:last]) for first, last in pairwise(bounds)]
+
+
+class _Stage:
+    """What all SAEs of one model share: prompts, rows, split."""
+
+    def __init__(self, config: Config, model_name: str, paths: ResultPaths) -> None:
+        self.config = config
+        self.model_name = model_name
+        self.store = ActivationStore(paths.activations(model_name))
+        sites = [site for site in self.store.sites if not site.kind.is_writer]
+        if config.activation_layers != "all":
+            sites = sorted(Site.parse(name) for name in config.activation_layers)
+        self.jobs = [
+            Job(site, seed, paths.sae(model_name, site, None if number == 0 else seed))
+            for site in sites
+            for number, seed in enumerate(saved_seeds(config))
+        ]
+        self._choose_prompts(RefusalLabels.load(paths.refusal_labels(model_name)))
+
+    def _choose_prompts(self, labels: RefusalLabels) -> None:
+        by_id = {prompt.id: prompt for prompt in labels.prompts}
+        ids = sorted(set(self.store.prompt_ids) & set(by_id))
+        strata = {each: f"{by_id[each].category}/{by_id[each].behaviour}" for each in ids}
+        if self.config.sae.max_samples is not None:
+            ids = thin_prompts(ids, [strata[each] for each in ids], self.config.sae.max_samples, self.config.seed)
+        self.prompt_ids = ids
+        self.categories = [by_id[each].category for each in ids]
+        self.split: RowSplit = split_rows(ids, [strata[each] for each in ids], self.categories, self.config.seed)
+
+    def rows(self, site: Site) -> TensorRows:
+        """Return the rows of a site, in the order of `prompt_ids`."""
+        return TensorRows(self.store.readout(site, self.prompt_ids))
+
+    def provenance(self, job: Job) -> Provenance:
+        """Return what goes into an SAE's `cfg.json` about where it belongs."""
+        return Provenance(
+            model_name=self.model_name,
+            hook_name=hook_name(job.site),
+            dataset_path=self.config.dataset_dir,
+            extra={"site": job.site.name, "position": "readout", "seed": job.seed},
         )
-    save(sae, folder)
-    acts = store.readout(site)
-    output = sae(acts)
-    write_json(folder / "metrics.json", {"source": str(source), "fvu": fvu(acts, output.reconstruction)})
+
+    def measure(self, sae: SparseAutoencoder, rows: TensorRows) -> dict[str, SplitQuality | None]:
+        """Return the quality on training and on held-out rows."""
+        found: dict[str, SplitQuality | None] = {}
+        for name, numbers in (("train", self.split.train), ("heldout", self.split.heldout)):
+            categories = [self.categories[row] for row in numbers.tolist()]
+            found[name] = SplitQuality.of(quality(sae, rows, numbers, categories)) if len(numbers) else None
+        return found
+
+    def save_metrics(self, job: Job, sae: SparseAutoencoder, fingerprint: str, fields: Mapping[str, Any]) -> None:
+        """Write `metrics.json`, which says that an SAE is complete."""
+        metrics = SaeMetrics.build(
+            model=self.model_name,
+            site=job.site.name,
+            architecture=sae.architecture,
+            d_model=sae.d_in,
+            d_sae=sae.d_sae,
+            weights_sha256=sha256_file(job.folder / WEIGHTS_FILE),
+            fingerprint=fingerprint,
+            **fields,
+        )
+        metrics.save(job.folder / METRICS_FILE)
+
+
+# Training ------------------------------------------------------------------------------------------------------------
+
+
+class _StoppedError(Exception):
+    """Another stack failed or the run was interrupted."""
 
 
 class _Training:
-    """Trains one model's SAEs."""
+    """Trains a stage's jobs, stack by stack."""
 
-    def __init__(
-        self, config: Config, model_name: str, store: ActivationStore, labels: RefusalLabels, paths: ResultPaths
-    ) -> None:
-        self.config = config
-        self.model_name = model_name
-        self.store = store
-        self.paths = paths
-        by_id = {prompt.id: prompt for prompt in labels.prompts}
-        ids = [prompt_id for prompt_id in store.prompt_ids if prompt_id in by_id]
-        generator = np.random.default_rng([config.seed, 6])
-        if config.sae.max_samples is not None and len(ids) > config.sae.max_samples:
-            ids = sorted(ids[int(row)] for row in generator.permutation(len(ids))[: config.sae.max_samples])
-        self.ids = sorted(ids)
-        strata = [f"{by_id[prompt_id].category} {by_id[prompt_id].behaviour}" for prompt_id in self.ids]
-        self.categories = [by_id[prompt_id].category for prompt_id in self.ids]
-        self.is_held_out = held_out(strata, generator)
-        self.weight = balanced(strata)
+    def __init__(self, stage: _Stage) -> None:
+        self.stage = stage
+        self.resolved: Resolved = resolve(stage.config.sae, len(stage.split.train), stage.store.d_model)
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
 
-    def run(self, sites: list[Site]) -> None:
-        """Train all sites and seeds, in stacks that fit."""
-        n_train = int((~self.is_held_out).sum())
-        resolved = resolve(self.config.sae, n_train, self.store.d_model)
-        for name, reason in resolved.reasons.items():
-            log.info("sae.%s = %s (%s)", name, getattr(resolved.settings, name), reason)
-        seeds = self.config.sae.seeds
-        per_stack = max(1, STACK_LATENTS // (resolved.settings.d_sae * len(seeds)))
-        total = resolved.settings.steps * -(-len(sites) // per_stack)
-        with tqdm(total=total, desc=f"saes: {self.model_name}", unit="step", disable=None) as bar:
-            for first in range(0, len(sites), per_stack):
-                chosen = sites[first : first + per_stack]
-                data = [self._data(site) for site in chosen]
-                trained = train_topk(data, seeds, resolved.settings, bar.update)
-                for site, site_data, saes in zip(chosen, data, trained, strict=True):
-                    self._write(site, site_data, saes, resolved)
+    def run(self) -> None:
+        """Train what is not up to date, then note how well the seeds agree."""
+        recipe, width = self.resolved.recipe, self.stage.store.d_model
+        for name, reason in self.resolved.reasons.items():
+            log.info("%s: sae.%s = %s (%s)", self.stage.model_name, name, getattr(recipe, name), reason)
+        check_recipe(recipe, len(self.stage.split.train))
+        stacks = plan_stacks(self.stage.jobs, recipe)
+        is_tiny = recipe.batch_size * recipe.d_sae * width <= TINY_PRODUCT
+        total = len(stacks) * recipe.steps
+        with tqdm(total=total, desc=f"saes: {self.stage.model_name}", unit="step", disable=None) as bar:
+            self._run_stacks(stacks, bar, min(len(stacks), torch.get_num_threads()) if is_tiny else 1)
+        self._note_stability()
 
-    def _data(self, site: Site) -> TrainingData:
-        return TrainingData(self.store.readout(site, self.ids), self.is_held_out, self.weight)
+    def _run_stacks(self, stacks: Sequence[tuple[Job, ...]], bar: Any, n_workers: int) -> None:
+        """Train stacks one after the other, or tiny ones in a thread each.
 
-    def _write(self, site: Site, data: TrainingData, saes: list[TrainedSae], resolved: Resolved) -> None:
-        for index, (seed, trained) in enumerate(zip(self.config.sae.seeds, saes, strict=True)):
-            folder = self.paths.sae(self.model_name, site, None if index == 0 else seed)
-            trained.sae.metadata = self._metadata(site, seed)
-            save(trained.sae, folder)
-            history = {"site": str(site), "seed": seed, "best_step": trained.best_step, "history": trained.history}
-            write_json(folder / f"{site}_training_history.json", history)
-            others = [other.sae for other in saes if other is not trained]
-            write_json(folder / "metrics.json", self._metrics(data, trained, others, resolved))
+        To share out operations of some 0.1 ms among threads costs more than it gains, so tiny stacks have one each.
+        """
+        if n_workers == 1:
+            for stack in stacks:
+                self._train_stack(stack, bar)
+            return
+        with _torch_threads(1), ThreadPoolExecutor(n_workers) as pool:
+            futures = [pool.submit(self._train_stack, stack, bar) for stack in stacks]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                self._stopped.set()  # after an error or an interruption the others end at their next evaluation
+                pool.shutdown(cancel_futures=True)
 
-    def _metadata(self, site: Site, seed: int) -> dict[str, object]:
-        hooks = {SiteKind.RESIDUALS: "hook_resid_post", SiteKind.MLP: "hook_mlp_out", SiteKind.ATTENTION: "hook_attn_out"}
-        return {
-            "model_name": self.model_name,
-            "hook_name": f"blocks.{site.layer}.{hooks[site.kind]}",
-            "hook_head_index": None,
-            "prepend_bos": False,
-            "context_size": 1,
-            "dataset_path": self.config.dataset_dir,
-            "exclude_special_tokens": False,
-            "site": str(site),
-            "position": "readout",
-            "seed": seed,
+    def _train_stack(self, stack: tuple[Job, ...], bar: Any) -> None:
+        by_site = {site: self.stage.rows(site) for site in dict.fromkeys(job.site for job in stack)}
+        prints = {job: self._fingerprint(job, by_site[job.site]) for job in stack}
+        done = 0
+
+        def on_steps(n: int) -> None:
+            nonlocal done
+            done += n
+            with self._lock:
+                bar.update(n)
+            if self._stopped.is_set():
+                raise _StoppedError
+
+        if not all(is_complete(job.folder, prints[job]) for job in stack):
+            tasks = [Task(job.site.name, job.seed, by_site[job.site]) for job in stack]
+            results = train_stack(tasks, self.stage.split, self.resolved.recipe, on_steps)
+            for job, trained in zip(stack, results, strict=True):
+                self._write(job, trained, by_site[job.site], prints[job])
+        with self._lock:
+            bar.update(self.resolved.recipe.steps - done)
+
+    def _fingerprint(self, job: Job, rows: TensorRows) -> str:
+        """Return a hash of all that decides the weights of an SAE."""
+        decisive = {
+            "version": TRAINER_VERSION,
+            "recipe": asdict(self.resolved.recipe),
+            "model": self.stage.model_name,
+            "site": job.site.name,
+            "seed": job.seed,
+            "prompts": self.stage.prompt_ids,
+            "categories": self.stage.categories,
+            "heldout": self.stage.split.heldout.tolist(),
+            "acts": hashlib.sha256(rows.acts.contiguous().numpy().data).hexdigest(),
         }
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
-    def _metrics(
-        self, data: TrainingData, trained: TrainedSae, others: list[SparseAutoencoder], resolved: Resolved
-    ) -> dict[str, object]:
-        held = data.acts[data.is_held_out]
-        output = trained.sae(held)
-        names = [name for name, out in zip(self.categories, self.is_held_out.tolist(), strict=True) if out]
-        by_category = {}
-        for name in sorted(set(names)):
-            rows = [row for row, other in enumerate(names) if other == name]
-            # against the variance of all held-out prompts: a category's own may be tiny
-            share = len(rows) / len(names)
-            error = output.error[rows].double().square().sum()
-            by_category[name] = float(error / share / (held.double() - held.double().mean(0)).square().sum())
-        train = data.acts[~data.is_held_out]
-        stability = [seed_stability(trained.sae, other) for other in others]
-        return {
-            "n_train": len(train),
-            "n_held_out": len(held),
-            "fvu": fvu(held, output.reconstruction),
-            "fvu_train": fvu(train, trained.sae(train).reconstruction),
-            "fvu_by_category": by_category,
-            **sparsity(trained.sae.encode(data.acts)),
-            "seed_stability": stability,
-            "settings": vars(resolved.settings),
-            "reasons": resolved.reasons,
+    def _write(self, job: Job, trained: Trained, rows: TensorRows, fingerprint: str) -> None:
+        """Write one SAE; `metrics.json`, which says that it is complete, goes first and comes last."""
+        (job.folder / METRICS_FILE).unlink(missing_ok=True)
+        trained.sae.provenance = self.stage.provenance(job)
+        save(trained.sae, job.folder)
+        points = tuple(HistoryPoint(**point._asdict()) for point in trained.history)
+        history = TrainingHistory.build(model=self.stage.model_name, site=job.site.name, seed=job.seed, points=points)
+        history.save(job.folder / f"{job.site.name}_training_history.json")
+        fields = {
+            "seed": job.seed,
+            "source": "trained",
+            "settings": asdict(self.resolved.recipe),
+            "reasons": self.resolved.reasons,
+            "best_step": trained.best_step,
+            "stop_reason": trained.stop_reason,
+            "heldout_prompt_ids": [self.stage.prompt_ids[row] for row in self.stage.split.heldout.tolist()],
+            **self.stage.measure(trained.sae, rows),
         }
+        self.stage.save_metrics(job, trained.sae, fingerprint, fields)
+
+    def _note_stability(self) -> None:
+        """Write into each site's first file how well every pair of seeds agrees."""
+        for site in dict.fromkeys(job.site for job in self.stage.jobs):
+            jobs = [job for job in self.stage.jobs if job.site == site]
+            if len(jobs) < 2:
+                continue
+            rows, train = self.stage.rows(site), self.stage.split.train
+            saes = [load(job.folder) for job in jobs]
+            categories = [self.stage.categories[row] for row in train.tolist()]
+            frequency = [quality(sae, rows, train, categories).frequency for sae in saes]
+            pairs = tuple(
+                SeedStability.of(
+                    (jobs[first].seed, jobs[second].seed),
+                    stability(saes[first].W_dec, saes[second].W_dec, frequency[first]),
+                )
+                for first, second in combinations(range(len(jobs)), 2)
+            )
+            path = jobs[0].folder / METRICS_FILE
+            metrics = SaeMetrics.load(path)
+            if metrics.seed_stability != pairs:
+                metrics.model_copy(update={"seed_stability": pairs}).save(path)
 
 
-def held_out(strata: list[str], generator: np.random.Generator) -> Bool[Tensor, " row"]:
-    """Return a tenth of the rows, spread over the strata: every tenth of a seeded order that keeps strata together."""
-    shuffled = generator.permutation(len(strata))
-    order = sorted(range(len(strata)), key=lambda row: (strata[row], int(shuffled[row])))
-    chosen = torch.zeros(len(strata), dtype=torch.bool)
-    chosen[order[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY]] = True
-    return chosen
+@contextmanager
+def _torch_threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def balanced(strata: list[str]) -> Float[Tensor, " row"]:
-    """Return weights under which every stratum is drawn equally often.
+# Pretrained ----------------------------------------------------------------------------------------------------------
 
-    >>> balanced(["a", "a", "b"])
-    tensor([0.5000, 0.5000, 1.0000])
-    """
-    counts = Counter(strata)
-    return torch.tensor([1 / counts[stratum] for stratum in strata])
+
+def _pretrained_folder(pattern: str, site: Site, n_sites: int) -> Path:
+    """Return where a site's pretrained SAE lies: the pattern filled in, or the site's folder in the folder given."""
+    if "{site}" in pattern:
+        return Path(pattern.replace("{site}", site.name))
+    if (Path(pattern) / site.name / CONFIG_FILE).exists():
+        return Path(pattern) / site.name
+    if n_sites > 1:
+        raise InputError(
+            f"sae.pretrained: {pattern} holds one SAE, or none for {site.name}, but {n_sites} sites are studied; write "
+            "{site} where the name of the site stands in the path, or name one site in activation_layers"
+        )
+    return Path(pattern)
+
+
+def _adopt(stage: _Stage, job: Job, source: Path) -> None:
+    """Check a pretrained SAE against the model, copy it and write how it does on these activations."""
+    sae = load(source)
+    if sae.d_in != stage.store.d_model:
+        raise InputError(
+            f"sae.pretrained: {source} is for activations of width {sae.d_in} (d_in), but {stage.model_name} has "
+            f"{stage.store.d_model} (d_model); it belongs to another model"
+        )
+    named = sae.provenance.hook_name
+    if named is not None and named != hook_name(job.site):
+        log.warning("sae.pretrained: %s was made for %s and is used at %s", source, named, hook_name(job.site))
+    fingerprint = sha256_file(source / WEIGHTS_FILE)
+    if is_complete(job.folder, fingerprint) or source.resolve() == job.folder.resolve():
+        return
+    (job.folder / METRICS_FILE).unlink(missing_ok=True)
+    save(sae, job.folder)
+    fields = {"seed": None, "source": str(source), **stage.measure(sae, stage.rows(job.site))}
+    stage.save_metrics(job, sae, fingerprint, fields)

@@ -1,0 +1,115 @@
+"""The JSON files beside an SAE: `metrics.json` (how good it is, made from what, with what settings) and its history.
+
+`metrics.json` is written last and holds the checksum of the weights and the fingerprint of all inputs: an SAE whose
+`metrics.json` fits is complete and up to date (`is_complete`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from refusal.artefacts import sha256_file
+from refusal.errors import ArtefactError
+from refusal.sae.formats import CONFIG_FILE, WEIGHTS_FILE
+from refusal.sae.metrics import Quality, Stability
+from refusal.schemas import Artefact, Record
+
+METRICS_FILE = "metrics.json"
+REMAKE = "python run_circuit_analysis.py --config FILE --train-saes"
+
+
+class SplitQuality(Record):
+    """How an SAE does on training or on held-out rows."""
+
+    n_rows: int = Field(description="Rows looked at.")
+    fvu: float | None = Field(description="Fraction of variance unexplained: 0 perfect, 1 no better than the mean.")
+    explained_variance: float | None = Field(description="1 - FVU.")
+    l0: float = Field(description="Mean number of active latents.")
+    dead_share: float = Field(description="Share of latents never active on these rows.")
+    dense_share: float = Field(description="Share of latents active on more than half of them.")
+    fvu_by_category: dict[str, float | None] = Field(
+        description="A category's mean squared error over the variance of all rows."
+    )
+
+    @classmethod
+    def of(cls, found: Quality) -> SplitQuality:
+        """Return the record of a measurement."""
+        names = ("n_rows", "fvu", "explained_variance", "l0", "dead_share", "dense_share", "fvu_by_category")
+        return cls(**{name: getattr(found, name) for name in names})
+
+
+class SeedStability(Record):
+    """How well the latents of one seed are found again with another, matched one to one by decoder cosine."""
+
+    seeds: tuple[int, int]
+    mean_cosine: float = Field(description="Mean cosine of matched latents.")
+    matched_share: float = Field(description="Share of latents matched with a cosine above 0.7.")
+    weighted_mean_cosine: float | None = Field(description="Mean cosine, weighted by how often latents are active.")
+    weighted_matched_share: float | None = Field(description="Share above 0.7, weighted likewise.")
+
+    @classmethod
+    def of(cls, seeds: tuple[int, int], found: Stability) -> SeedStability:
+        """Return the record of a measurement."""
+        return cls(seeds=seeds, **vars(found))
+
+
+class SaeMetrics(Artefact):
+    """`saes/MODEL/SITE/metrics.json`."""
+
+    SCHEMA = "refusal-circuits/sae-metrics/1"
+    MADE_BY = REMAKE
+    model: str
+    site: str
+    seed: int | None = Field(description="Seed of the training; null for a pretrained SAE.")
+    source: str = Field(description="trained, or the folder that a pretrained SAE was copied from.")
+    architecture: str
+    d_model: int
+    d_sae: int
+    weights_sha256: str = Field(description="Checksum of sae_weights.safetensors.")
+    fingerprint: str = Field(description="Hash of everything that decides the weights.")
+    settings: dict[str, float | int] = Field({}, description="Settings as resolved.")
+    reasons: dict[str, str] = Field({}, description="Why each setting is what it is.")
+    best_step: int | None = Field(None, description="Step whose weights were kept: the best held-out FVU.")
+    stop_reason: str | None = Field(None, description="Why training ended.")
+    heldout_prompt_ids: tuple[str, ...] = Field((), description="Prompts the SAE was not trained on.")
+    train: SplitQuality | None = Field(description="On the training rows; for a pretrained SAE, on all rows.")
+    heldout: SplitQuality | None = Field(description="On held-out rows; null when there are none.")
+    seed_stability: tuple[SeedStability, ...] | None = Field(
+        None, description="Agreement with every other seed, in the first seed's file; null with one seed."
+    )
+
+
+class HistoryPoint(Record):
+    """One evaluation during training."""
+
+    step: int
+    lr: float = Field(description="Learning rate of the last step.")
+    fvu_train: float = Field(description="FVU on fixed training rows.")
+    fvu_heldout: float | None = Field(description="FVU on held-out rows.")
+    l0: float = Field(description="Mean number of active latents.")
+    dead_share: float = Field(description="Share of latents not active for several epochs.")
+
+
+class TrainingHistory(Artefact):
+    """`saes/MODEL/SITE/SITE_training_history.json`."""
+
+    SCHEMA = "refusal-circuits/sae-training-history/1"
+    MADE_BY = REMAKE
+    model: str
+    site: str
+    seed: int
+    points: tuple[HistoryPoint, ...]
+
+
+def is_complete(folder: Path, fingerprint: str) -> bool:
+    """Return whether a folder holds a whole SAE made from the inputs that have this fingerprint."""
+    weights = folder / WEIGHTS_FILE
+    if not (folder / METRICS_FILE).exists() or not (folder / CONFIG_FILE).exists() or not weights.exists():
+        return False
+    try:
+        metrics = SaeMetrics.load(folder / METRICS_FILE)
+    except ArtefactError:
+        return False
+    return metrics.fingerprint == fingerprint and metrics.weights_sha256 == sha256_file(weights)
