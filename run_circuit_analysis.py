@@ -1,4 +1,4 @@
-"""The main job, every stage that a file names: `python run_circuit_analysis.py --config configurations/quickstart.yaml`."""
+"""The main job: `python run_circuit_analysis.py --config configurations/quickstart.yaml`."""
 
 from __future__ import annotations
 

@@ -70,9 +70,17 @@ class RefusalCircuitAnalyzer:
 
     def _units(self, model: str, paths: ResultPaths) -> list[Unit]:
         inference = self._inference(model, paths)
-        saes = self._unit(Stage.SAES, model, SAE_KEYS, (inference,), _train_saes, partial(_sae_files, paths, model), paths)
+        saes = self._unit(
+            Stage.SAES, model, SAE_KEYS, (inference,), _train_saes, partial(_sae_files, paths, model), paths
+        )
         circuits = self._unit(
-            Stage.CIRCUITS, model, CIRCUIT_KEYS, (inference, saes), _discover, partial(_circuit_files, paths, model), paths
+            Stage.CIRCUITS,
+            model,
+            CIRCUIT_KEYS,
+            (inference, saes),
+            _discover,
+            partial(_circuit_files, paths, model),
+            paths,
         )
         compare = self._unit(
             Stage.COMPARE,
@@ -109,7 +117,9 @@ class RefusalCircuitAnalyzer:
 
             configuration = self.config.model_dump(mode="json")
             written.extend(
-                write_reports(paths, self.config.models, self.config.report, configuration, self.config.report.image_format)
+                write_reports(
+                    paths, self.config.models, self.config.report, configuration, self.config.report.image_format
+                )
             )
 
         written: list[Path] = []
@@ -117,7 +127,7 @@ class RefusalCircuitAnalyzer:
 
 
 def model_files(model: str) -> tuple[Path, ...]:
-    """Return the files of a local or shipped model that decide its behaviour; none for one that lies in the hub's cache."""
+    """Return the files of a local or shipped model that decide its behaviour; none for one in the hub's cache."""
     source, _ = resolve(model)
     folder = Path(source)
     if not folder.is_dir():

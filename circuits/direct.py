@@ -53,11 +53,11 @@ def direct_effects(evidence: Evidence) -> DirectEffects:
         edit = Edit(last, replace_variants(0, stacked))
         scores = evidence.metric(batch.run(len(stacked), [edit]).logits).float().cpu()
         direct[:, [place[int(row)] for row in rows]] = scores
-    category = evidence.category[refused].numpy()
+    of_row = evidence.category[refused].numpy()
     above = (direct[:-1] - direct[-1]).numpy()
     total = metric[refused].numpy() - direct[-1].numpy()
     n = len(evidence.contrasts.categories)
-    share = np.stack([above[:, category == c].mean(1) / total[category == c].mean() for c in range(n)], axis=1)
+    share = np.stack([above[:, of_row == c].mean(1) / total[of_row == c].mean() for c in range(n)], axis=1)
     return DirectEffects(metric.numpy(), tuple(sites), share)
 
 

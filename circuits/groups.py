@@ -17,9 +17,7 @@ from scipy.spatial.distance import squareform
 from sklearn.metrics import adjusted_rand_score
 
 SHARED = 0.5
-"""Mean transfer from which two categories are said to share a mechanism when a matrix has no structure."""
-MIN_CONTRAST = 0.25
-"""Difference between the transfer inside and between blocks below which there are no blocks to speak of."""
+"""Mean transfer inside a block from which its categories are said to share a mechanism."""
 TIE = 0.02
 """Relative excess of squared error up to which fewer blocks are preferred."""
 
@@ -55,7 +53,7 @@ def find_groups(
     for n_groups in range(2, n):
         groups = fcluster(tree, n_groups, "maxclust") - 1
         error = _error(groups, halves)
-        if error < best_error * (1 - TIE) and _contrast(groups, similarity) >= MIN_CONTRAST:
+        if error < best_error * (1 - TIE) and _weakest_block(groups, similarity) >= SHARED:
             best, best_error = groups, error
     return _in_order(best)
 
@@ -84,10 +82,15 @@ def _error(groups: Int[np.ndarray, " category"], halves: Float[np.ndarray, "2 ca
     return error
 
 
-def _contrast(groups: Int[np.ndarray, " category"], similarity: Float[np.ndarray, "category category"]) -> float:
-    inside = similarity[_same(groups) & ~np.eye(len(groups), dtype=bool)]
-    between = similarity[~_same(groups)]
-    return float(inside.mean() - between.mean()) if len(inside) and len(between) else 0.0
+def _weakest_block(groups: Int[np.ndarray, " category"], similarity: Float[np.ndarray, "category category"]) -> float:
+    """Return the smallest mean transfer inside a block of several categories; infinite when there is none."""
+    means = [np.inf]
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        if len(rows) > 1:
+            inside = similarity[np.ix_(rows, rows)]
+            means.append(float(inside[~np.eye(len(rows), dtype=bool)].mean()))
+    return min(means)
 
 
 def _in_order(groups: Int[np.ndarray, " category"]) -> Int[np.ndarray, " category"]:

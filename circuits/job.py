@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def inference_main(argv: Sequence[str] | None = None) -> int:
     """Run the inference stage alone; return the exit status."""
-    parser = build_parser("Run the prompts through the models: activations, responses, what the model did.", main_job=False)
+    parser = build_parser("Run the prompts: activations, responses, what the model did.", main_job=False)
     arguments = parser.parse_args(argv)
     return run_command(partial(_inference_job, arguments), verbose=arguments.verbose)
 

@@ -1,4 +1,4 @@
-"""The plan that `--dry-run` shows: units and whether they are up to date, prompts, sizes on disk, memory. Loads no model."""
+"""The plan that `--dry-run` shows: what is up to date, prompts, sizes on disk, memory. Loads no model."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def _standardise(columns: Float[np.ndarray, "prompt node"]) -> Float[np.ndarray,
     """Return columns of mean 0 and norm 1, so that products are correlations; constant columns become 0."""
     centred = columns - columns.mean(0)
     norm = np.linalg.norm(centred, axis=0)
-    return np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 1e-12 * max(len(columns), 1))
+    return np.asarray(np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 1e-12 * max(len(columns), 1)))
 
 
 def original_similarity(a: CorrelationCircuit, b: CorrelationCircuit) -> float:

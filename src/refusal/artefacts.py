@@ -147,7 +147,7 @@ class ResultPaths:
         return self.root / "run_manifest.json"
 
     def stage_record(self, stage: str, model: str | None = None) -> Path:
-        """Return the record that a unit of work leaves when it is complete; `model=None` for a stage over all models."""
+        """Return the record a unit of work leaves when it is complete; `model=None` for a stage over all models."""
         return self.root / "stages" / (f"{stage}.json" if model is None else f"{stage}_{safe_name(model)}.json")
 
 

@@ -125,7 +125,7 @@ def check_finite(found: Capture, prompt_ids: Sequence[str], model: ChatModel) ->
 
 
 def batch_size_for(token_ids: Sequence[Sequence[int]], configured: str | int) -> int:
-    """Return the batch size to begin with: as configured, or as many of the longest prompts as the token budget holds."""
+    """Return the batch size to begin with: as configured, or what the token budget holds of the longest prompts."""
     if configured != "auto":
         return int(configured)
     longest = max((len(ids) for ids in token_ids), default=1)

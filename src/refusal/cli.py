@@ -28,7 +28,12 @@ def build_parser(description: str, *, main_job: bool) -> argparse.ArgumentParser
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file, see configurations/")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a key, e.g. sae.lr=1e-3"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a key, e.g. sae.lr=1e-3",
     )
     parser.add_argument("--result-dir", type=Path, metavar="DIR", help="override result_dir")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
@@ -37,7 +42,9 @@ def build_parser(description: str, *, main_job: bool) -> argparse.ArgumentParser
         stages = ",".join(Stage)
         parser.add_argument("--train-saes", action="store_true", help="the saes stage and what it needs")
         parser.add_argument("--stages", metavar="A,B", help=f"stages to run, of {stages}")
-        parser.add_argument("--force", action="append", default=[], metavar="STAGE", help="redo a stage and what follows")
+        parser.add_argument(
+            "--force", action="append", default=[], metavar="STAGE", help="redo a stage and what follows"
+        )
     else:
         parser.add_argument("--force", action="store_true", help="redo the stage")
     return parser

@@ -55,17 +55,23 @@ class Section(BaseModel):
 class SaeConfig(Section):
     """Sparse autoencoders."""
 
-    architecture: Literal["topk"] = Field("topk", description="Kind of SAE.")
-    d_sae: AutoInt = Field("auto", description="Number of latents; auto: from the amount of data.")
-    k: AutoInt = Field("auto", description="Active latents per activation; auto: from the width of the model.")
-    steps: AutoInt = Field("auto", description="Training steps at most; training stops early on held-out FVU.")
-    batch_size: AutoInt = Field("auto", description="Activations per step.")
-    lr: Literal["auto"] | Annotated[Number, Field(gt=0, lt=1)] = Field("auto", description="Adam's learning rate.")
+    architecture: Literal["topk"] = Field(default="topk", description="Kind of SAE.")
+    d_sae: AutoInt = Field(default="auto", description="Number of latents; auto: from the amount of data.")
+    k: AutoInt = Field(default="auto", description="Active latents per activation; auto: from the width of the model.")
+    steps: AutoInt = Field(default="auto", description="Training steps at most; training stops early on held-out FVU.")
+    batch_size: AutoInt = Field(default="auto", description="Activations per step.")
+    lr: Literal["auto"] | Annotated[Number, Field(gt=0, lt=1)] = Field(
+        default="auto", description="Adam's learning rate."
+    )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (0, 1, 2), min_length=1, description="Independent trainings."
     )
-    pretrained: str | None = Field(None, description="Folder with SAEs to use instead; {site} stands for the site.")
-    max_samples: Annotated[int, Field(ge=2)] | None = Field(None, description="Activations to train on; null: all.")
+    pretrained: str | None = Field(
+        default=None, description="Folder with SAEs to use instead; {site} stands for the site."
+    )
+    max_samples: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="Activations to train on; null: all."
+    )
 
     @field_validator("seeds")
     @classmethod
@@ -78,18 +84,22 @@ class SaeConfig(Section):
 class CircuitConfig(Section):
     """Circuits."""
 
-    method: Literal["attribution", "correlation"] = Field("attribution", description="How latents are ranked.")
-    ig_steps: int = Field(10, ge=1, le=1000, description="Points of the integrated gradients.")
-    max_nodes: int = Field(100, ge=1, description="Latents of a circuit over all sites, at most.")
+    method: Literal["attribution", "correlation"] = Field(default="attribution", description="How latents are ranked.")
+    ig_steps: int = Field(default=10, ge=1, le=1000, description="Points of the integrated gradients.")
+    max_nodes: int = Field(default=100, ge=1, description="Latents of a circuit over all sites, at most.")
 
 
 class AnalysisConfig(Section):
     """Comparison and verdict."""
 
-    monolithic_threshold: Annotated[Number, Field(gt=0, le=1)] = Field(0.8, description="Mean transfer of MONOLITHIC.")
-    partially_modular_threshold: Annotated[Number, Field(gt=0, le=1)] = Field(0.5, description="... PARTIALLY MODULAR.")
-    bootstrap: int = Field(2000, ge=100, le=100_000, description="Bootstrap draws of the intervals.")
-    permutations: int = Field(1000, ge=0, le=100_000, description="Draws of the permutation null; 0: no test.")
+    monolithic_threshold: Annotated[Number, Field(gt=0, le=1)] = Field(
+        default=0.8, description="Mean transfer of MONOLITHIC."
+    )
+    partially_modular_threshold: Annotated[Number, Field(gt=0, le=1)] = Field(
+        default=0.5, description="... PARTIALLY MODULAR."
+    )
+    bootstrap: int = Field(default=2000, ge=100, le=100_000, description="Bootstrap draws of the intervals.")
+    permutations: int = Field(default=1000, ge=0, le=100_000, description="Draws of the permutation null; 0: no test.")
 
     @model_validator(mode="after")
     def _ordered(self) -> AnalysisConfig:
@@ -104,8 +114,8 @@ class AnalysisConfig(Section):
 class ReportConfig(Section):
     """Reports."""
 
-    html: bool = Field(True, description="Write report.html.")
-    image_format: Literal["png", "svg", "pdf"] = Field("png", description="Format of the figures.")
+    html: bool = Field(default=True, description="Write report.html.")
+    image_format: Literal["png", "svg", "pdf"] = Field(default="png", description="Format of the figures.")
 
 
 def _off_is_a_word(value: Any) -> Any:
@@ -117,37 +127,45 @@ class TrackingConfig(Section):
     """Experiment tracking."""
 
     wandb: Annotated[Literal["off", "offline", "online"], BeforeValidator(_off_is_a_word)] = Field(
-        "off", description="Weights & Biases: off, offline (sync later) or online."
+        default="off", description="Weights & Biases: off, offline (sync later) or online."
     )
-    project: str = Field("refusal-circuits", min_length=1, description="Project name.")
+    project: str = Field(default="refusal-circuits", min_length=1, description="Project name.")
 
 
 class Config(Section):
     """Everything a run depends on."""
 
-    dataset_dir: str = Field("embedded", min_length=1, description="embedded, a folder of OR-Bench CSVs, or a hub id.")
-    categories: Literal["all"] | tuple[str, ...] = Field("all", description="all, or a list of categories.")
-    num_samples_per_category: int = Field(100, ge=2, description="Prompts per category, half safe, half toxic.")
-    safe_subset: Literal["80k", "hard-1k", "both"] = Field("80k", description="Files that safe prompts come from.")
-    shuffle: bool = Field(True, description="Shuffle the prompts; their activations do not depend on it.")
-    seed: int = Field(0, ge=0, description="Decides the draw, the folds and every resampling.")
-    models: tuple[str, ...] = Field(
-        ("planted/monolithic", "planted/modular"), min_length=1, description="planted/NAME, a folder or a hub id."
+    dataset_dir: str = Field(
+        default="embedded", min_length=1, description="embedded, a folder of OR-Bench CSVs, or a hub id."
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where models run.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Precision of models.")
-    batch_size: AutoInt = Field("auto", description="Prompts per batch; halves itself when memory runs out.")
-    max_new_tokens: int = Field(32, ge=1, le=4096, description="Longest response, in tokens.")
-    system_prompt: str | None = Field(None, description="System prompt; null: none.")
-    activation_layers: Literal["all"] | tuple[str, ...] = Field("all", description="all (every residuals_N) or sites.")
-    stages: tuple[Stage, ...] = Field(tuple(Stage), min_length=1, description="Stages to run.")
-    result_dir: Path = Field(Path("results"), description="Where everything is written.")
-    train_saes: bool = Field(True, description="Train SAEs in the saes stage; false: use those that are there.")
-    sae: SaeConfig = SaeConfig()
-    circuit: CircuitConfig = CircuitConfig()
-    analysis: AnalysisConfig = AnalysisConfig()
-    report: ReportConfig = ReportConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    categories: Literal["all"] | tuple[str, ...] = Field(default="all", description="all, or a list of categories.")
+    num_samples_per_category: int = Field(default=100, ge=2, description="Prompts per category, half safe, half toxic.")
+    safe_subset: Literal["80k", "hard-1k", "both"] = Field(
+        default="80k", description="Files that safe prompts come from."
+    )
+    shuffle: bool = Field(default=True, description="Shuffle the prompts; their activations do not depend on it.")
+    seed: int = Field(default=0, ge=0, description="Decides the draw, the folds and every resampling.")
+    models: tuple[str, ...] = Field(
+        default=("planted/monolithic", "planted/modular"),
+        min_length=1,
+        description="planted/NAME, a folder or a hub id.",
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="Where models run.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="Precision of models.")
+    batch_size: AutoInt = Field(default="auto", description="Prompts per batch; halves itself when memory runs out.")
+    max_new_tokens: int = Field(default=32, ge=1, le=4096, description="Longest response, in tokens.")
+    system_prompt: str | None = Field(default=None, description="System prompt; null: none.")
+    activation_layers: Literal["all"] | tuple[str, ...] = Field(
+        default="all", description="all (every residuals_N) or sites."
+    )
+    stages: tuple[Stage, ...] = Field(default=tuple(Stage), min_length=1, description="Stages to run.")
+    result_dir: Path = Field(default=Path("results"), description="Where everything is written.")
+    train_saes: bool = Field(default=True, description="Train SAEs in the saes stage; false: use those that are there.")
+    sae: SaeConfig = Field(default_factory=lambda: SaeConfig())
+    circuit: CircuitConfig = Field(default_factory=CircuitConfig)
+    analysis: AnalysisConfig = Field(default_factory=AnalysisConfig)
+    report: ReportConfig = Field(default_factory=ReportConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
     @field_validator("categories", "models", "activation_layers", "stages")
     @classmethod

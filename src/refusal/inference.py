@@ -104,7 +104,7 @@ class _Run:
         writer.finish(len(shards))
 
     def _plan(self, prompts: Sequence[Prompt], token_ids: list[list[int]]) -> str:
-        """Return a hash of all that decides the content of shards, except the weights: their stage's fingerprint does."""
+        """Return a hash of all that decides the content of shards."""
         decisive = {
             "prompts": [prompt.id for prompt in prompts],
             "tokens": token_ids,
@@ -137,7 +137,7 @@ class _Run:
 
 
 def _weights_digest(model: ChatModel) -> str:
-    """Return a digest of a few numbers of every weight, so that shards of another model are not taken for this one's."""
+    """Return a digest of a few numbers of every weight: shards of another model are not taken for this one's."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.model.state_dict().items()):
         flat = weight.flatten()
@@ -165,9 +165,9 @@ def write_behaviour(model: ChatModel, drawn: Draw, paths: ResultPaths) -> None:
             PromptLabel(
                 id=prompt.id,
                 category=prompt.category,
-                dataset_label=str(prompt.dataset_label),
-                source=str(prompt.source),
-                behaviour=str(judgement.behaviour),
+                dataset_label=prompt.dataset_label.value,
+                source=prompt.source.value,
+                behaviour=judgement.behaviour.value,
                 rule=judgement.rule,
                 first_token_id=answer.first_token_id,
                 first_token_score=scores.get(prompt.id),

@@ -1,8 +1,8 @@
 """Read and change sites while a model runs: hooks as context managers, always removed, also after an error.
 
-A site's value is the output of a module, or the first entry when the output is a tuple. What is recorded is cloned: some
-families go on writing into the tensor. Edits run in the order of depth, and a recording made in the same `with` sees
-the edited values.
+A site's value is the output of a module, or the first entry when the output is a tuple. What is recorded is cloned:
+some families go on writing into the tensor. Edits run in the order of depth, and a recording made in the same `with`
+sees the edited values.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Recording = dict[Site, Float[Tensor, "batch pos d_model"]]
 
 
 def _value(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    value: Tensor = output[0] if isinstance(output, tuple) else output
+    return value
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -28,7 +29,7 @@ from refusal.sites import Site, SiteKind, all_sites
 log = logging.getLogger(__name__)
 
 FALLBACK_TEMPLATE = "{system}User: {prompt}\nAssistant:"
-"""Used, and said, when a tokenizer has no chat template; `system` is the system prompt and two line breaks, or empty."""
+"""Used, and said, when a tokenizer has no chat template; `system`: the system prompt and an empty line, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class ChatModel:
             model = AutoModelForCausalLM.from_pretrained(
                 source, config=config, dtype=resolve_dtype(dtype, chosen), **arguments
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(
                 f"models: {name}: cannot be loaded: {first_line}; allowed are {', '.join(embedded.model_names())}, a "

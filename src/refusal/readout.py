@@ -101,9 +101,7 @@ class ReadoutBatch:
         return cache
 
     def _prefix(self, n_variants: int) -> Any:
-        """Return the prefix for every variant. Layers of the copy may be extended: they replace, never write into,
-        the shared tensors.
-        """
+        """Return the prefix for every variant; extending the copy replaces, never writes into, the shared tensors."""
         if self._expanded[0] != n_variants:
             cache = _shallow(self._cache)
             if n_variants > 1 and cache.get_seq_length() > 0:
@@ -148,7 +146,8 @@ class ReadoutBatch:
                 acts = value[:, -1].unflatten(0, (n_variants, len(self.prompts)))
                 for apply in applied:
                     acts = apply(acts)
-                return acts.flatten(0, 1).unsqueeze(1).to(value)
+                rows: Tensor = acts.flatten(0, 1).unsqueeze(1).to(value)
+                return rows
 
             return change
 

@@ -1,8 +1,9 @@
 """Units of work that resume: what is up to date, why something is not, and the record each unit leaves.
 
-A unit is one stage for one model (or, for the report, for all). Its fingerprint covers the configuration keys it depends
-on, its input files and the outputs of the units before it. When a unit is done it writes its record last: outputs with
-checksums, time, memory, versions. A unit whose record fits is skipped; a killed one has no record and runs again.
+A unit is one stage for one model (or, for the report, for all). Its fingerprint covers the configuration keys it
+depends on, its input files and the outputs of the units before it. When a unit is done it writes its record last:
+outputs with checksums, time, memory, versions. A unit whose record fits is skipped; a killed one has no record and runs
+again.
 """
 
 from __future__ import annotations
@@ -100,7 +101,9 @@ class Pipeline:
         changed = self._changed(unit, record)
         if changed is not None:
             return State(False, changed)
-        missing = [name for name in record["outputs"] if not _is_as_recorded(self.paths.root / name, record["outputs"][name])]
+        missing = [
+            name for name in record["outputs"] if not _is_as_recorded(self.paths.root / name, record["outputs"][name])
+        ]
         return State(False, f"{missing[0]} is missing or changed") if missing else State(True, "up to date")
 
     def _changed(self, unit: Unit, record: dict[str, Any]) -> str | None:
@@ -162,8 +165,8 @@ class Pipeline:
             if not found.is_up_to_date:
                 command = _command(needed.stage)
                 raise ArtefactError(
-                    f"{self.paths.root}: {unit.name} needs {needed.name}, which is not ready ({found.reason}); first run: "
-                    f"{command}"
+                    f"{self.paths.root}: {unit.name} needs {needed.name}, which is not ready ({found.reason}); "
+                    f"first run: {command}"
                 )
         log.info("%s: running (%s)", unit.name, state.reason)
         self.paths.stage_record(unit.stage, unit.model).unlink(missing_ok=True)
@@ -294,11 +297,13 @@ def result_folder(root: Path) -> Iterator[ResultPaths]:
     except FileExistsError as error:
         holder = lock.read_text(encoding="utf-8") if lock.is_file() else "a file of that name"
         raise InputError(
-            f"result_dir: {root} is in use by another run ({holder}); wait for it, choose another --result-dir, or delete "
-            f"{lock} if that run is gone"
+            f"result_dir: {root} is in use by another run ({holder}); wait for it, choose another --result-dir, "
+            f"or delete {lock} if that run is gone"
         ) from error
     except OSError as error:
-        raise InputError(f"result_dir: {root} cannot be written ({error.strerror}); choose another --result-dir") from error
+        raise InputError(
+            f"result_dir: {root} cannot be written ({error.strerror}); choose another --result-dir"
+        ) from error
     try:
         yield ResultPaths(root)
     finally:

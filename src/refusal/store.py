@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -64,8 +64,7 @@ class Answer:
 
     id: str
     response: str
-    finish_reason: str
-    """eos or length."""
+    finish_reason: Literal["eos", "length"]
     first_token_id: int
 
 

@@ -88,7 +88,9 @@ def test_pad_is_on_the_left_with_positions_from_the_first_token(tiny_model):
 
 def test_resolve_sites_of_unknown_names_says_what_exists(tiny_model):
     model = tiny_model("llama")
-    with pytest.raises(InputError, match=r"no site 'residual_1'; it has residuals_0 to residuals_2.*mean residuals_1\?"):
+    with pytest.raises(
+        InputError, match=r"no site 'residual_1'; it has residuals_0 to residuals_2.*mean residuals_1\?"
+    ):
         model.resolve_sites(["residual_1"])
     assert [str(site) for site in model.resolve_sites("all")] == ["residuals_0", "residuals_1", "residuals_2"]
     assert [str(site) for site in model.resolve_sites(["residuals_1", "mlp_1"])] == ["mlp_1", "residuals_1"]

@@ -1,4 +1,4 @@
-"""Small models of several families, made from a configuration, with a word-level chat tokenizer. Nothing is downloaded."""
+"""Small models of several families, made from a configuration, with a word-level chat tokenizer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from refusal.models import ChatModel
 
 torch.set_num_threads(1)
 
-WORDS = (
+SENTENCES = (
     "<unk> <pad> <s> </s> <user> <assistant> i cannot help with that sure here is one please tell me about my "
     "neighbour garden money secret story car weather how to make a plan for the"
-).split()
+)
+WORDS = SENTENCES.split()
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}"
     "{% endif %} <user> {{ m['content'] }}{% endfor %}{% if add_generation_prompt %} <assistant>{% endif %}"

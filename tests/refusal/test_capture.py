@@ -1,0 +1,111 @@
+"""What is captured is the hidden state at the last prompt token, whatever the batch, and the greedy answer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import PROMPTS
+
+from refusal.capture import batch_size_for, capture, check_finite, in_batches
+from refusal.errors import InputError
+from refusal.sites import Site, SiteKind
+
+FAMILIES = ("llama", "mistral", "qwen2", "gemma", "gpt_neox", "gpt2")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captured_residuals_are_the_hidden_states_of_the_readout_position(tiny_model, family):
+    model = tiny_model(family)
+    token_ids = model.tokenize(PROMPTS)
+    found = capture(model, token_ids, model.sites(), max_new_tokens=4)
+    for row, ids in enumerate(token_ids):
+        with torch.no_grad():
+            hidden = model.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+        for layer in range(model.n_layers - 1):  # the last entry of hidden_states is after the final norm
+            acts = found.readout[Site(SiteKind.RESIDUALS, layer)][row]
+            torch.testing.assert_close(acts, hidden[layer + 1][0, -1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_alone_gives_the_same_as_in_a_batch(tiny_model, family):
+    model = tiny_model(family)
+    token_ids = model.tokenize(PROMPTS)
+    together = capture(model, token_ids, model.sites(), max_new_tokens=6)
+    for row, ids in enumerate(token_ids):
+        alone = capture(model, [ids], model.sites(), max_new_tokens=6)
+        assert alone.answers[0] == together.answers[row]
+        assert alone.ended[0] == together.ended[row]
+        torch.testing.assert_close(alone.first_token.logits[0], together.first_token.logits[row], atol=1e-5, rtol=1e-5)
+        for site in model.sites():
+            torch.testing.assert_close(alone.readout[site][0], together.readout[site][row], atol=1e-5, rtol=1e-5)
+
+
+def test_answers_are_those_of_greedy_generation(tiny_model):
+    model = tiny_model("llama")
+    token_ids = model.tokenize(PROMPTS)
+    found = capture(model, token_ids, [], max_new_tokens=8)
+    for row, ids in enumerate(token_ids):
+        prompt = torch.tensor([ids])
+        wanted = model.model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False, pad_token_id=1
+        )[0, len(ids) :].tolist()
+        if 3 in wanted:
+            assert found.ended[row]
+            wanted = wanted[: wanted.index(3)]
+        assert found.answers[row] == wanted
+
+
+def test_capture_when_an_answer_ends_at_once_is_empty_and_ended(tiny_model, monkeypatch):
+    model = tiny_model("llama")
+    token_ids = model.tokenize(PROMPTS)
+    first = capture(model, token_ids, [], max_new_tokens=1).first_token.ids[:, 0].tolist()
+    monkeypatch.setitem(model.__dict__, "eos_token_ids", frozenset(first[:1]))
+    found = capture(model, token_ids, [], max_new_tokens=5)
+    for row, token in enumerate(first):
+        assert (found.answers[row] == []) == (token == first[0])
+    assert found.ended[0]
+
+
+def test_batches_when_memory_runs_out_are_halved_and_nothing_is_lost():
+    tried = []
+
+    def run(rows):
+        tried.append(len(rows))
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return list(rows)
+
+    results, size = in_batches(7, 8, run)
+    assert [row for part in results for row in part] == list(range(7))
+    assert size == 2
+    assert tried[:2] == [7, 4]
+
+
+def test_batches_when_one_prompt_does_not_fit_say_what_to_do():
+    def run(rows):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(InputError, match="single prompt"):
+        in_batches(3, 2, run)
+
+
+def test_batches_do_not_hide_other_errors():
+    def run(rows):
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape"):
+        in_batches(3, 2, run)
+
+
+def test_activations_that_are_not_finite_name_the_site_and_the_prompt(tiny_model):
+    model = tiny_model("llama")
+    found = capture(model, model.tokenize(PROMPTS), model.sites(), max_new_tokens=1)
+    found.readout[Site.parse("mlp_1")][2, 0] = float("nan")
+    with pytest.raises(InputError, match=r"1 prompts at mlp_1 are not finite \(e.g. p2\) in float32"):
+        check_finite(found, ["p0", "p1", "p2", "p3", "p4"], model)
+
+
+def test_batch_size_auto_follows_the_longest_prompt():
+    assert batch_size_for([[1] * 10], "auto") == 256
+    assert batch_size_for([[1] * 1000], "auto") == 16
+    assert batch_size_for([[1] * 1000], 3) == 3
