@@ -85,7 +85,8 @@ class Evidence:
         text_of = {output.id: output.prompt for output in outputs.outputs}
         texts = [text_of[prompt_id] for prompt_id in self.contrasts.prompt_ids]
         batch_size = self._config.batch_size
-        token_ids = self.model.tokenize(texts, self._config.system_prompt)
+        prefix = self.labels.openers.answer_prefix
+        token_ids = [[*ids, *prefix] for ids in self.model.tokenize(texts, self._config.system_prompt)]
         size = DEFAULT_BATCH if batch_size == "auto" else batch_size
         return ReadoutRunner(self.model, token_ids, batch_size=size)
 

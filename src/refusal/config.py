@@ -64,7 +64,7 @@ class SaeConfig(Section):
         default="auto", description="Adam's learning rate."
     )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0, 1, 2), min_length=1, description="Independent trainings."
+        default=(0, 1, 2), min_length=1, description="Independent trainings."
     )
     pretrained: str | None = Field(
         default=None, description="Folder with SAEs to use instead; {site} stands for the site."

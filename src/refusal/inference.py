@@ -1,6 +1,7 @@
 """The inference stage: prompts in, activations, responses and what the model did out.
 
 1. load and draw the prompts, tokenise all of them: whatever is wrong with them is said before anything runs;
+   tokens that every answer begins with (Llama 2 opens with a bare space) are moved into the prompt;
 2. capture them shard by shard, sorted by length, each shard written when it is done (a killed run goes on there);
 3. judge the responses, learn the openers, write labels, outputs and rates.
 """
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from tqdm import tqdm
 
+from refusal.answer_prefix import shared_answer_prefix
 from refusal.artefacts import ResultPaths
 from refusal.capture import Capture, batch_size_for, capture, check_finite, in_batches
 from refusal.config import Config
@@ -54,9 +56,10 @@ def run_inference(config: Config, model_name: str, paths: ResultPaths) -> None:
     model = ChatModel.load(model_name, device=config.device, dtype=config.dtype)
     sites = model.resolve_sites(config.activation_layers)
     token_ids = _tokenize(model, drawn.prompts, config)
-    run = _Run(config, model, sites, paths)
-    run.capture_all(drawn.prompts, token_ids)
-    write_behaviour(model, drawn, paths)
+    prefix = shared_answer_prefix(model, drawn.prompts, token_ids, config.max_new_tokens)
+    run = _Run(config, model, sites, paths, prefix)
+    run.capture_all(drawn.prompts, [[*ids, *prefix] for ids in token_ids])
+    write_behaviour(model, drawn, paths, prefix)
 
 
 def _tokenize(model: ChatModel, prompts: Sequence[Prompt], config: Config) -> list[list[int]]:
@@ -81,7 +84,10 @@ def _tokenize(model: ChatModel, prompts: Sequence[Prompt], config: Config) -> li
 class _Run:
     """Captures prompts with one model, shard by shard."""
 
-    def __init__(self, config: Config, model: ChatModel, sites: list[Site], paths: ResultPaths) -> None:
+    def __init__(
+        self, config: Config, model: ChatModel, sites: list[Site], paths: ResultPaths, prefix: tuple[int, ...]
+    ) -> None:
+        self.prefix = prefix
         self.config = config
         self.model = model
         self.sites = sites
@@ -132,7 +138,7 @@ class _Run:
         )
 
     def _answer(self, prompt_id: str, tokens: list[int], ended: bool, first_token: int) -> Answer:
-        response = self.model.tokenizer.decode(tokens, skip_special_tokens=True)
+        response = self.model.tokenizer.decode([*self.prefix, *tokens], skip_special_tokens=True)
         return Answer(prompt_id, response, "eos" if ended else "length", first_token)
 
 
@@ -146,7 +152,7 @@ def _weights_digest(model: ChatModel) -> str:
     return digest.hexdigest()
 
 
-def write_behaviour(model: ChatModel, drawn: Draw, paths: ResultPaths) -> None:
+def write_behaviour(model: ChatModel, drawn: Draw, paths: ResultPaths, prefix: tuple[int, ...] = ()) -> None:
     """Judge the stored responses and write labels, outputs and rates."""
     store = ActivationStore(paths.activations(model.name))
     answer_of = {answer.id: answer for answer in store.answers()}
@@ -159,7 +165,7 @@ def write_behaviour(model: ChatModel, drawn: Draw, paths: ResultPaths) -> None:
         scores = dict(zip(store.prompt_ids, values, strict=True))
     labels = RefusalLabels.build(
         model=model.name,
-        openers=_openers(model, learned),
+        openers=_openers(model, learned, prefix),
         notices=(*drawn.notices, *model.notices),
         prompts=tuple(
             PromptLabel(
@@ -187,7 +193,7 @@ def write_behaviour(model: ChatModel, drawn: Draw, paths: ResultPaths) -> None:
     labels.save(paths.refusal_labels(model.name))
 
 
-def _openers(model: ChatModel, learned: RefusalMetric | OpenersUnavailable) -> Openers:
+def _openers(model: ChatModel, learned: RefusalMetric | OpenersUnavailable, prefix: tuple[int, ...]) -> Openers:
     def text(tokens: tuple[int, ...]) -> tuple[str, ...]:
         return tuple(model.tokenizer.decode([token]) for token in tokens)
 
@@ -197,5 +203,6 @@ def _openers(model: ChatModel, learned: RefusalMetric | OpenersUnavailable) -> O
         refusal_text=text(learned.refusal_openers),
         compliance_text=text(learned.compliance_openers),
         ambiguous=learned.ambiguous,
+        answer_prefix=prefix,
         reason=learned.reason if isinstance(learned, OpenersUnavailable) else None,
     )

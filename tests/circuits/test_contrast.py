@@ -8,7 +8,13 @@ from circuits.contrast import MIN_PROMPTS, build_contrasts
 from refusal.schemas import Openers, PromptLabel, RefusalLabels
 
 OPENERS = Openers(
-    refusal=(1,), compliance=(2,), refusal_text=("i",), compliance_text=("sure",), ambiguous=(), reason=None
+    refusal=(1,),
+    compliance=(2,),
+    refusal_text=("i",),
+    compliance_text=("sure",),
+    ambiguous=(),
+    answer_prefix=(),
+    reason=None,
 )
 
 
