@@ -1,0 +1,47 @@
+"""All figures of a run: `CircuitVisualizer` draws artefacts and writes them where users look for them.
+
+The figures themselves are pure functions: `similarity_heatmap`, `depth_profile`, `circuit_plot`. No model is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from circuits.graph import SparseFeatureCircuit
+from circuits.plot_circuit import circuit_plot
+from circuits.plot_depth import depth_profile
+from circuits.plot_similarity import similarity_heatmap
+from circuits.plot_style import ImageFormat, save_figure
+from refusal.artefacts import ResultPaths
+from refusal.schemas import CircuitFile, Comparison
+
+__all__ = ["CircuitVisualizer", "circuit_plot", "depth_profile", "similarity_heatmap"]
+
+
+@dataclass(frozen=True)
+class CircuitVisualizer:
+    """Draws artefacts into the `visualizations` folder of a result folder."""
+
+    paths: ResultPaths
+    image_format: ImageFormat = "png"
+
+    def heatmap(self, comparison: Comparison) -> Path:
+        """Write the similarity heatmap of a model and return its path."""
+        path = self.paths.similarity_heatmap(comparison.model, self.image_format)
+        return save_figure(similarity_heatmap(comparison), path, self.image_format)
+
+    def depth(self, comparison: Comparison) -> Path:
+        """Write the depth profile of a model and return its path."""
+        path = self.paths.depth_profile(comparison.model, self.image_format)
+        return save_figure(depth_profile(comparison), path, self.image_format)
+
+    def circuit(self, circuit: CircuitFile) -> Path:
+        """Write the picture of one category's circuit and return its path."""
+        path = self.paths.circuit_plot(circuit.model, circuit.category, self.image_format)
+        return save_figure(circuit_plot(SparseFeatureCircuit.from_file(circuit)), path, self.image_format)
+
+    def model(self, comparison: Comparison, circuits: Iterable[CircuitFile]) -> list[Path]:
+        """Write all figures of a model and return their paths."""
+        return [self.heatmap(comparison), self.depth(comparison), *(self.circuit(circuit) for circuit in circuits)]
