@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+from circuits.tracking import track
 from refusal import embedded
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, Stage
@@ -66,6 +67,7 @@ class RefusalCircuitAnalyzer:
         """
         with result_folder(self.config.result_dir) as paths:
             self.pipeline(paths).run(self.stages)
+            track(self.config, paths)
         return paths
 
     def _units(self, model: str, paths: ResultPaths) -> list[Unit]:

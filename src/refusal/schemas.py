@@ -101,8 +101,9 @@ class Openers(Record):
     compliance_text: tuple[str, ...]
     ambiguous: tuple[int, ...] = Field(description="Tokens that begin both kinds of answers; they are not used.")
     answer_prefix: tuple[int, ...] = Field(
+        default=(),
         description="Tokens that every answer begins with, refused or not; they are part of the prompt, so that the "
-        "readout position is where answers part."
+        "readout position is where answers part.",
     )
     reason: str | None = Field(
         description="Why there are no openers (a model that never or always refuses); else null."
