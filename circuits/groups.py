@@ -18,6 +18,8 @@ from sklearn.metrics import adjusted_rand_score
 
 SHARED = 0.5
 """Mean transfer inside a block from which its categories are said to share a mechanism."""
+MIN_CONTRAST = 0.25
+"""Difference between the transfer inside and between blocks below which there are no blocks to speak of."""
 TIE = 0.02
 """Relative excess of squared error up to which fewer blocks are preferred."""
 
@@ -53,7 +55,7 @@ def find_groups(
     for n_groups in range(2, n):
         groups = fcluster(tree, n_groups, "maxclust") - 1
         error = _error(groups, halves)
-        if error < best_error * (1 - TIE) and _weakest_block(groups, similarity) >= SHARED:
+        if error < best_error * (1 - TIE) and _is_blocky(groups, similarity):
             best, best_error = groups, error
     return _in_order(best)
 
@@ -82,15 +84,12 @@ def _error(groups: Int[np.ndarray, " category"], halves: Float[np.ndarray, "2 ca
     return error
 
 
-def _weakest_block(groups: Int[np.ndarray, " category"], similarity: Float[np.ndarray, "category category"]) -> float:
-    """Return the smallest mean transfer inside a block of several categories; infinite when there is none."""
-    means = [np.inf]
-    for group in np.unique(groups):
-        rows = np.flatnonzero(groups == group)
-        if len(rows) > 1:
-            inside = similarity[np.ix_(rows, rows)]
-            means.append(float(inside[~np.eye(len(rows), dtype=bool)].mean()))
-    return min(means)
+def _is_blocky(groups: Int[np.ndarray, " category"], similarity: Float[np.ndarray, "category category"]) -> bool:
+    """Return whether every block of several categories shares a mechanism and blocks stand out."""
+    inside = _same(groups) & ~np.eye(len(groups), dtype=bool)
+    blocks = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    weakest = min(similarity[np.ix_(rows, rows)][inside[np.ix_(rows, rows)]].mean() for rows in blocks if len(rows) > 1)
+    return bool(weakest >= SHARED and similarity[inside].mean() - similarity[~_same(groups)].mean() >= MIN_CONTRAST)
 
 
 def _in_order(groups: Int[np.ndarray, " category"]) -> Int[np.ndarray, " category"]:

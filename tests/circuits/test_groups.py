@@ -35,6 +35,20 @@ def test_find_groups_when_noise_has_no_blocks_finds_none():
     assert find_groups(whole, folds).tolist() == list(range(10))
 
 
+def test_find_groups_when_one_category_is_a_little_less_shared_keeps_it():
+    whole, _ = blocks((10,), inside=0.98, noise=0.01)
+    whole[3, :] -= 0.08
+    whole[:, 3] -= 0.08
+    assert find_groups(whole, np.stack([whole, whole])).tolist() == [0] * 10
+
+
+def test_find_groups_when_topics_overlap_below_half_keeps_categories_apart():
+    whole, _ = blocks((1,) * 10, noise=0.03)
+    for i, j in ((0, 9), (4, 9), (2, 3)):
+        whole[i, j] = whole[j, i] = 0.45
+    assert find_groups(whole, np.stack([whole, whole])).tolist() == list(range(10))
+
+
 def test_groups_stability_of_clear_blocks_is_one_and_of_noise_lower():
     clear = np.stack([blocks((8, 2), noise=0.05, seed=seed)[0] for seed in range(12)])
     assert groups_stability(blocks((8, 2))[1], clear) == pytest.approx(1)
