@@ -9,20 +9,23 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
-from importlib import resources
+from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from circuits import wording
 from circuits.page_data import STEPS, Texts, page_data, script_json
-from circuits.summary import CANNOT_TELL
-from refusal.schemas import Comparison, Report
+from circuits.summary import CANNOT_TELL, table_categories, used_prompts
+from refusal.schemas import Report
 
+TEMPLATES = Path(__file__).parent / "templates"
+"""The folder with the page's template, style and script."""
 MOST_BYTES = 1_900_000
-"""Size beyond which less of the circuits and texts is embedded."""
+"""Size of the page beyond which less of the circuits and texts is embedded."""
 
 
 def html_page(report: Report, texts: Mapping[str, Texts]) -> str:
@@ -33,17 +36,20 @@ def html_page(report: Report, texts: Mapping[str, Texts]) -> str:
         texts: Prompts and responses by model; the page shows them behind a click only.
     """
     page = ""
+    script = _asset("report.js")
     for limits in STEPS:
         data = page_data(report, texts, limits)
         page = _template().render(
             report=report,
+            rows={model: table_categories(report, model) for model in report.models},
+            thresholds=next(iter(report.comparisons.values())).thresholds,
             data=data,
             limits=limits,
             payload=Markup(script_json(data)),
             style=Markup(_asset("report.css")),
-            script=Markup(_asset("report.js")),
-            script_hash=_hash(_asset("report.js")),
-            configuration=json.dumps(report.configuration, indent=2, ensure_ascii=False, sort_keys=True, default=str),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            configuration=_readable(report.configuration),
             cannot_tell=CANNOT_TELL,
         )
         if len(page.encode()) <= MOST_BYTES:
@@ -52,19 +58,54 @@ def html_page(report: Report, texts: Mapping[str, Texts]) -> str:
 
 
 def _asset(name: str) -> str:
-    return resources.files("circuits").joinpath("templates", name).read_text(encoding="utf-8")
+    return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
-def _hash(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+def _readable(configuration: Mapping[str, Any]) -> str:
+    # Escapes of lone surrogates stay escapes: UTF-8 cannot hold them.
+    text = json.dumps(configuration, indent=2, ensure_ascii=False, sort_keys=True, default=str)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _number3(value: float | None) -> str:
+    return wording.number(value, 3)
+
+
+def _short(value: float) -> str:
+    return f"{value:g}"
+
+
+def _percent(share: float) -> str:
+    """Return where a value lies on a scale from 0 to 1, in percent; what lies outside stands at the end."""
+    return f"{100 * min(max(share, 0.0), 1.0):.1f}%"
+
+
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+_FILTERS: dict[str, Callable[..., Any]] = {
+    "number": wording.number,
+    "number3": _number3,
+    "interval": wording.interval,
+    "estimate": lambda pair: wording.estimate(*pair),
+    "plural": wording.plural,
+    "line": wording.one_line,
+    "short": _short,
+    "percent": _percent,
+    "capitalize_first": _capitalised,
+    "used": used_prompts,
+}
 
 
 @cache
-def _template():  # type: ignore[no-untyped-def]
-    ...
-
-
-def used_prompts(comparison: Comparison) -> int | None:
-    """Return how many refused prompts of each category were used; None when no category could be."""
-    used = [support.n_used for support in comparison.support.values() if support.n_used]
-    return min(used) if used else None
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(_FILTERS)
+    return environment.get_template("report.html.j2")

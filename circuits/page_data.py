@@ -20,6 +20,7 @@ from refusal.schemas import (
     CircuitFile,
     Comparison,
     DepthPoint,
+    Interval,
     IntervalMatrix,
     Matrix,
     ModelOutputs,
@@ -32,6 +33,10 @@ from refusal.sites import Site
 
 MEASURES = {"jaccard": "weighted Jaccard", "cosine": "cosine", "decoder_cosine": "cosine in decoder space"}
 """Names of the structural measures as the page calls them."""
+
+
+Measured = tuple[float | None, float | None, float | None]
+"""Value, lower and upper end of its 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,8 @@ class PageSite(Record):
     name: str
     n: int = Field(description="Nodes of the circuit at the site, before any were left out.")
     size: int | None = Field(description="Chosen number of latents.")
-    faithfulness: tuple[float | None, float | None, float | None] = Field(description="Value, low, high.")
-    completeness: tuple[float | None, float | None, float | None]
+    faithfulness: Measured
+    completeness: Measured
     remainder: float | None = Field(description="Share of attribution that no edge explains.")
 
 
@@ -166,7 +171,7 @@ def _model(report: Report, name: str, texts: Texts, limits: Limits) -> PageModel
     comparison = report.comparisons[name]
     order = category_order(comparison)
     circuits = [_circuit(report.circuits[name][c], limits) for c in order if c in report.circuits[name]]
-    answers = {
+    answers: dict[str, tuple[str, str]] = {
         prompt: (texts.labels[prompt].behaviour, _cut(texts.responses[prompt], limits.response_characters))
         for prompt in _named(circuits)
         if prompt in texts.responses and prompt in texts.labels
@@ -273,12 +278,11 @@ def _circuit(file: CircuitFile, limits: Limits) -> PageCircuit:
 
 def _site(circuit: SparseFeatureCircuit, site: Site) -> PageSite:
     curve = next((curve for curve in circuit.header.curves if curve.site == site.name), None)
-    faithfulness: tuple[float | None, float | None, float | None] = (None, None, None)
-    completeness = faithfulness
+    faithfulness = completeness = _measured(None, (None, None))
     if curve is not None and curve.chosen_size in curve.size:
         at = curve.size.index(curve.chosen_size)
-        faithfulness = (_short(curve.faithfulness[at]), *map(_short, curve.faithfulness_ci[at]))
-        completeness = (_short(curve.completeness[at]), *map(_short, curve.completeness_ci[at]))
+        faithfulness = _measured(curve.faithfulness[at], curve.faithfulness_ci[at])
+        completeness = _measured(curve.completeness[at], curve.completeness_ci[at])
     return PageSite(
         name=site.name,
         n=len(circuit.nodes_at(site)),
@@ -300,6 +304,10 @@ def _node(circuit: SparseFeatureCircuit, node: Node, limits: Limits) -> PageNode
         f=(_rounded(record.frequency_refused), _rounded(record.frequency_complied)),
         p=list(record.top_prompts[: limits.prompts_a_latent]),
     )
+
+
+def _measured(value: float | None, ends: Interval) -> Measured:
+    return _short(value), _short(ends[0]), _short(ends[1])
 
 
 def _rounded(value: float) -> float:

@@ -56,7 +56,7 @@ def _model(report: Report, model: str) -> list[str]:
         lines += _labelled("groups", _groups(comparison))
     lines += _labelled("depth", _depth(comparison))
     lines += _labelled("baseline", _baseline(comparison))
-    return lines + _categories(comparison, evaluation.categories)
+    return lines + _categories(comparison, evaluation.categories, table_categories(report, model))
 
 
 def _labelled(label: str, text: str) -> list[str]:
@@ -65,14 +65,25 @@ def _labelled(label: str, text: str) -> list[str]:
     )
 
 
+def used_prompts(comparison: Comparison) -> int | None:
+    """Return how many refused prompts of each category were used; None when no category could be."""
+    return min((support.n_used for support in comparison.support.values() if support.n_used), default=None)
+
+
+def table_categories(report: Report, model: str) -> list[str]:
+    """Return every category that a model was asked about: those compared, those left out, those only evaluated."""
+    comparison, rates = report.comparisons[model], report.evaluations[model].categories
+    return list(dict.fromkeys((*comparison.categories, *comparison.support, *rates)))
+
+
 def _transfer(comparison: Comparison) -> str:
-    used = [support.n_used for support in comparison.support.values() if support.n_used]
-    n = f"n = {min(used)} refused prompts a category" if used else "no category could be used"
+    used = used_prompts(comparison)
+    n = f"n = {used} refused prompts a category" if used else "no category could be used"
     if comparison.average_similarity is None:
         return f"{NOT_MEASURED}; {n}"
     mean = estimate(comparison.average_similarity, comparison.average_similarity_ci)
-    seeds = ", ".join(f"{seed.seed}: {number(seed.average_similarity)}" for seed in comparison.seeds)
-    return f"{mean} at {comparison.decisive_site}; {n}; by SAE seed {seeds or NOT_MEASURED}"
+    seeds = ", ".join(number(seed.average_similarity) for seed in comparison.seeds)
+    return f"{mean} at {comparison.decisive_site}; {n}; SAE seeds {seeds or NOT_MEASURED}"
 
 
 def _groups(comparison: Comparison) -> str:
@@ -102,17 +113,17 @@ def _baseline(comparison: Comparison) -> str:
         return f"{NOT_MEASURED} (the original rule, for comparison only)"
     return (
         f"{number(baseline.average_similarity)}, reads {baseline.verdict} "
-        "(the original rule, for comparison only: it cannot tell the worlds apart)"
+        "(the original rule, for comparison only; it decides nothing)"
     )
 
 
-def _categories(comparison: Comparison, rates: dict[str, CategoryRates]) -> list[str]:
+def _categories(comparison: Comparison, rates: dict[str, CategoryRates], names: Sequence[str]) -> list[str]:
     """Return the table of categories; the column of hard prompts only where there are any."""
     has_hard = any(rate.over_refusal_hard.n for rate in rates.values())
     head = ["category", "refused/complied", "refusal toxic", "over-refusal"]
     head += ["hard"] * has_hard + ["necessity"]
     rows = [head]
-    for category in dict.fromkeys((*comparison.categories, *comparison.support, *rates)):
+    for category in names:
         support, rate = comparison.support.get(category), rates.get(category)
         row = [shorten(category, 18), f"{support.n_refused}/{support.n_complied}" if support else "-"]
         picked = [rate.refusal_toxic, rate.over_refusal_safe, *[rate.over_refusal_hard] * has_hard] if rate else []
