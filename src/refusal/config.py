@@ -1,23 +1,34 @@
 """The configuration: every key, its default, its range, and how a YAML file becomes it.
 
-`load` reads the file once, checks it whole and raises one error with all findings, each with file, line, key, what was
-found, what is allowed and the nearest valid name. Nothing else in the project reads YAML or holds a default.
+`load` reads the file once (`refusal.yaml_file`), checks it whole and raises one error with all findings, each with
+file, line, key, what was found, what is allowed and the nearest valid name (`refusal.config_messages`). Nothing else in
+the project reads YAML or holds a default.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
+from refusal.config_messages import Places, describe
 from refusal.errors import InputError
+from refusal.sites import Site, SiteKind
+from refusal.yaml_file import Location, read_value, read_yaml
 
 
 class Stage(StrEnum):
@@ -35,21 +46,57 @@ class Stage(StrEnum):
     """Write summary, figures and the HTML report."""
 
 
-def _number_from_text(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as text; take it as the number it is meant to be."""
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        return float(value)
+def _site_name(name: str) -> str:
+    """Return the name of a site that some model could have; which sites a model has is known when it loads.
+
+    Raises:
+        ValueError: Says what sites are called, and the nearest such name.
+    """
+    try:
+        return Site.parse(name).name
+    except InputError as error:
+        kind, _, layer = name.rpartition("_")
+        near = difflib.get_close_matches(kind, list(SiteKind), n=1)
+        hint = f"; did you mean {near[0]}_{int(layer)}?" if near and layer.isdecimal() else ""
+        raise ValueError(f"allowed are residuals_N, mlp_N and attention_N, e.g. residuals_3{hint}") from error
+
+
+def _no_truth_value(value: Any) -> Any:
+    """Refuse true, which Python takes for 1."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_expected", "a number is expected")
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number_from_text)]
-AutoInt = Literal["auto"] | Annotated[int, Field(ge=1)]
+Int = Annotated[int, BeforeValidator(_no_truth_value)]
+Number = Annotated[float, BeforeValidator(_no_truth_value)]
+AutoInt = Literal["auto"] | Annotated[Int, Field(ge=1)]
+Seed = Annotated[Int, Field(ge=0, le=2**32 - 1)]
+Text = Annotated[str, Field(min_length=1)]
+SiteName = Annotated[str, AfterValidator(_site_name)]
 
 
 class Section(BaseModel):
     """A part of the configuration: frozen, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, value: Any) -> Any:
+        """Take a section of which every key is commented out as an empty one."""
+        return {} if value is None else value
+
+
+def _local_path(text: str) -> Path:
+    """Return a path with `~` resolved.
+
+    Raises:
+        ValueError: The text is empty: it would mean the folder the command runs in.
+    """
+    if not text:
+        raise ValueError("the path is empty; write . for the folder the command runs in")
+    return Path(text).expanduser()
 
 
 class SaeConfig(Section):
@@ -63,13 +110,11 @@ class SaeConfig(Section):
     lr: Literal["auto"] | Annotated[Number, Field(gt=0, lt=1)] = Field(
         default="auto", description="Adam's learning rate."
     )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        default=(0, 1, 2), min_length=1, description="Independent trainings."
-    )
+    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1, description="Independent trainings.")
     pretrained: str | None = Field(
         default=None, description="Folder with SAEs to use instead; {site} stands for the site."
     )
-    max_samples: Annotated[int, Field(ge=2)] | None = Field(
+    max_samples: Annotated[Int, Field(ge=2)] | None = Field(
         default=None, description="Activations to train on; null: all."
     )
 
@@ -80,13 +125,24 @@ class SaeConfig(Section):
             raise ValueError("seeds must differ")
         return seeds
 
+    @field_validator("pretrained")
+    @classmethod
+    def _folder(cls, folder: str | None) -> str | None:
+        return None if folder is None else str(_local_path(folder))
+
+    @model_validator(mode="after")
+    def _fits(self) -> SaeConfig:
+        if self.k != "auto" and self.d_sae != "auto" and self.k > self.d_sae:
+            raise ValueError(f"k ({self.k}) is more than there are latents: allowed is 1 to d_sae ({self.d_sae})")
+        return self
+
 
 class CircuitConfig(Section):
     """Circuits."""
 
     method: Literal["attribution", "correlation"] = Field(default="attribution", description="How latents are ranked.")
-    ig_steps: int = Field(default=10, ge=1, le=1000, description="Points of the integrated gradients.")
-    max_nodes: int = Field(default=100, ge=1, description="Latents of a circuit over all sites, at most.")
+    ig_steps: Int = Field(default=10, ge=1, le=1000, description="Points of the integrated gradients.")
+    max_nodes: Int = Field(default=100, ge=1, description="Latents of a circuit over all sites, at most.")
 
 
 class AnalysisConfig(Section):
@@ -98,8 +154,8 @@ class AnalysisConfig(Section):
     partially_modular_threshold: Annotated[Number, Field(gt=0, le=1)] = Field(
         default=0.5, description="... PARTIALLY MODULAR."
     )
-    bootstrap: int = Field(default=2000, ge=100, le=100_000, description="Bootstrap draws of the intervals.")
-    permutations: int = Field(default=1000, ge=0, le=100_000, description="Draws of the permutation null; 0: no test.")
+    bootstrap: Int = Field(default=2000, ge=100, le=100_000, description="Bootstrap draws of the intervals.")
+    permutations: Int = Field(default=1000, ge=0, le=100_000, description="Draws of the permutation null; 0: no test.")
 
     @model_validator(mode="after")
     def _ordered(self) -> AnalysisConfig:
@@ -138,14 +194,14 @@ class Config(Section):
     dataset_dir: str = Field(
         default="embedded", min_length=1, description="embedded, a folder of OR-Bench CSVs, or a hub id."
     )
-    categories: Literal["all"] | tuple[str, ...] = Field(default="all", description="all, or a list of categories.")
-    num_samples_per_category: int = Field(default=100, ge=2, description="Prompts per category, half safe, half toxic.")
+    categories: Literal["all"] | tuple[Text, ...] = Field(default="all", description="all, or a list of categories.")
+    num_samples_per_category: Int = Field(default=100, ge=2, description="Prompts per category, half safe, half toxic.")
     safe_subset: Literal["80k", "hard-1k", "both"] = Field(
         default="80k", description="Files that safe prompts come from."
     )
     shuffle: bool = Field(default=True, description="Shuffle the prompts; their activations do not depend on it.")
-    seed: int = Field(default=0, ge=0, description="Decides the draw, the folds and every resampling.")
-    models: tuple[str, ...] = Field(
+    seed: Seed = Field(default=0, description="Decides the draw, the folds and every resampling.")
+    models: tuple[Text, ...] = Field(
         default=("planted/monolithic", "planted/modular"),
         min_length=1,
         description="planted/NAME, a folder or a hub id.",
@@ -153,9 +209,9 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="Where models run.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="Precision of models.")
     batch_size: AutoInt = Field(default="auto", description="Prompts per batch; halves itself when memory runs out.")
-    max_new_tokens: int = Field(default=32, ge=1, le=4096, description="Longest response, in tokens.")
+    max_new_tokens: Int = Field(default=32, ge=1, le=4096, description="Longest response, in tokens.")
     system_prompt: str | None = Field(default=None, description="System prompt; null: none.")
-    activation_layers: Literal["all"] | tuple[str, ...] = Field(
+    activation_layers: Literal["all"] | tuple[SiteName, ...] = Field(
         default="all", description="all (every residuals_N) or sites."
     )
     stages: tuple[Stage, ...] = Field(default=tuple(Stage), min_length=1, description="Stages to run.")
@@ -178,6 +234,11 @@ class Config(Section):
                 raise ValueError(f"{str(twice[0])!r} is listed twice")
         return value
 
+    @field_validator("result_dir")
+    @classmethod
+    def _folder(cls, folder: Path) -> Path:
+        return _local_path(str(folder) if folder.parts else "")
+
     @field_validator("num_samples_per_category")
     @classmethod
     def _even(cls, value: int) -> int:
@@ -187,14 +248,6 @@ class Config(Section):
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Finding:
-    """Something wrong, with where it stands."""
-
-    line: int
-    text: str
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -208,144 +261,55 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         InputError: Anything is wrong; all findings are in the one message.
     """
     path = Path(path)
-    node = _compose(path)
-    content, lines, findings = _plain(path, node)
+    file = read_yaml(path)
+    findings = list(file.findings)
+    written: dict[Location, str] = {}
     for override in overrides:
-        _override(content, override)
+        written[_override(file.content, override)] = f"--set {override}"
     try:
-        config = Config.model_validate(content)
+        config = Config.model_validate(file.content)
     except ValidationError as error:
-        findings += [_describe(path, lines, problem, overrides) for problem in error.errors()]
+        findings += describe(error, Config, Places(path, file.lines, written))
     if findings:
         raise InputError("\n".join(finding.text for finding in sorted(findings, key=lambda finding: finding.line)))
     return config
 
 
-def _compose(path: Path) -> yaml.Node | None:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        near = sorted(str(found) for found in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        hint = f"; in that folder are {', '.join(near[:6])}" if near else ""
-        raise InputError(
-            f"--config {path}: no such file; give a YAML file, e.g. configurations/quickstart.yaml{hint}"
-        ) from error
-    except (IsADirectoryError, UnicodeDecodeError, PermissionError) as error:
-        raise InputError(f"--config {path}: not readable as a UTF-8 text file ({error}); give a YAML file") from error
-    try:
-        return yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f":{mark.line + 1}"
-        problem = getattr(error, "problem", None) or "cannot be read"
-        raise InputError(
-            f"{path}{line}: not valid YAML: {problem}; check indentation (spaces, no tabs) and quotes"
-        ) from error
-
-
-def _plain(path: Path, node: yaml.Node | None) -> tuple[dict[str, Any], dict[tuple[str, ...], int], list[_Finding]]:
-    """Return the content, the line of each key, and keys that stand twice."""
-    if node is None:
-        return {}, {}, []
-    if not isinstance(node, yaml.MappingNode):
-        raise InputError(f"{path}:1: the file holds no `key: value` lines; see configurations/quickstart.yaml")
-    lines: dict[tuple[str, ...], int] = {}
-    findings: list[_Finding] = []
-    for key, line, is_new in _keys(node, ()):
-        if is_new:
-            lines[key] = line
-        else:
-            findings.append(_Finding(line, f"{path}:{line}: {'.'.join(key)}: stands twice; keep one of them"))
-    try:
-        content = yaml.SafeLoader("").construct_document(node)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {getattr(error, 'problem', error)}") from error
-    if any(not isinstance(key, str) for key in content):
-        wrong = next(key for key in content if not isinstance(key, str))
-        raise InputError(f"{path}: keys are words; found {wrong!r}; put it in quotes if it is meant")
-    return content, lines, findings
-
-
-def _keys(node: yaml.MappingNode, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int, bool]]:
-    seen: set[str] = set()
-    for key_node, value in node.value:
-        key = (*above, str(key_node.value))
-        yield key, key_node.start_mark.line + 1, key[-1] not in seen
-        seen.add(key[-1])
-        if isinstance(value, yaml.MappingNode):
-            yield from _keys(value, key)
-
-
-def _override(content: dict[str, Any], override: str) -> None:
+def _override(content: dict[str, Any], override: str) -> Location:
+    """Write an override into `content` and return its keys."""
     key, sign, text = override.partition("=")
-    if not sign or not key:
+    keys = tuple(part.strip() for part in key.split("."))
+    if not sign or not all(keys):
         raise InputError(f"--set {override}: found no KEY=VALUE; write for instance --set sae.lr=1e-3")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override}: the value is not valid YAML ({error})") from error
-    *sections, last = key.strip().split(".")
-    for section in sections:
-        inner = content.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise InputError(f"--set {override}: {section} is no section; it has no key {last}")
-        content = inner
-    content[last] = value
+        value = read_value(text)
+    except ValueError as error:
+        raise InputError(f"--set {override}: the value is not valid YAML: {error}; put it in quotes") from error
+    for section in keys[:-1]:
+        if content.get(section) is None:
+            content[section] = {}
+        content = content[section]
+        if not isinstance(content, dict):
+            raise InputError(f"--set {override}: {section} is no section; it has no key {keys[-1]}")
+    content[keys[-1]] = value
+    return keys
 
 
-def _describe(path: Path, lines: dict[tuple[str, ...], int], problem: Any, overrides: Sequence[str]) -> _Finding:
-    location = tuple(str(part) for part in problem["loc"])
-    keys = _key_part(location)
-    name = ".".join(keys) or "the file"
-    line = next((lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in lines), 0)
-    overridden = next((f"--set {each}" for each in overrides if each.partition("=")[0].strip() == name), None)
-    where = overridden or (f"{path}:{line}" if line else str(path))
-    if problem["type"] == "extra_forbidden":
-        allowed = _allowed(keys[:-1])
-        near = difflib.get_close_matches(keys[-1], allowed, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
-        return _Finding(line, f"{where}: {name}: unknown key; {hint}")
-    found = problem["input"]
-    shown = f"found {found!r}; " if not isinstance(found, dict) else ""
-    return _Finding(line, f"{where}: {name}: {shown}{_what_is_allowed(problem)}{_nearest(problem)}")
+def plain(config: Config) -> dict[str, Any]:
+    """Return the configuration as JSON holds it."""
+    return config.model_dump(mode="json")
 
 
-def _key_part(location: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the keys of a location, without pydantic's union members and list positions."""
-    keys: list[str] = []
-    for part in location:
-        allowed = _allowed(tuple(keys))
-        if not allowed or (keys and part not in allowed and part.isdigit()):
-            break
-        keys.append(part)
-    return tuple(keys)
+def chosen(config: Config, keys: Iterable[str]) -> dict[str, Any]:
+    """Return the values of dotted keys, sections as a whole, as JSON holds them.
 
-
-def _allowed(section: tuple[str, ...]) -> list[str]:
-    model: Any = Config
-    for key in section:
-        field = model.model_fields.get(key)
-        model = None if field is None else field.annotation
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            return []
-    return list(model.model_fields)
-
-
-def _what_is_allowed(problem: Any) -> str:
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return message[0].lower() + message[1:]
-
-
-def _nearest(problem: Any) -> str:
-    found, expected = problem["input"], problem.get("ctx", {}).get("expected", "")
-    names = re.findall(r"'([^']+)'", str(expected))
-    near = difflib.get_close_matches(str(found), names, n=1) if isinstance(found, str) else []
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def stage_names() -> tuple[str, ...]:
-    """Return the names of the stages in order."""
-    return tuple(Stage)
-
-
-assert get_args(Literal["auto"]) == ("auto",)
+    >>> chosen(Config(), ["seed", "circuit.method"])
+    {'seed': 0, 'circuit.method': 'attribution'}
+    """
+    found: dict[str, Any] = {}
+    for key in keys:
+        value: Any = plain(config)
+        for part in key.split("."):
+            value = value[part]
+        found[key] = value
+    return found
