@@ -151,11 +151,11 @@ def _measured_cell(axes: Axes, row: int, column: int, value: float, ends: str) -
 def _ink_on(value: float) -> str:
     """Return black or white, whichever has more contrast with the colour of a value.
 
-    Source: relative luminance as in WCAG 2.1; white wins where it is below 0.18.
+    Source: relative luminance as in WCAG 2.1; at 0.2 both have more than 4.
     """
     rgb = np.asarray(colormaps[SCALE](value)[:3])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return "white" if float(linear @ (0.2126, 0.7152, 0.0722)) < 0.18 else "black"
+    return "white" if float(linear @ (0.2126, 0.7152, 0.0722)) < 0.2 else "black"
 
 
 def _unmeasured_cell(axes: Axes, row: int, column: int, small: bool) -> None:

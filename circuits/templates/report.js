@@ -49,7 +49,7 @@
   }
   function ink(rgb) { // black or white, whichever has more contrast (relative luminance, WCAG 2.1)
     const linear = rgb.map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.18 ? "#fff" : "#000";
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.2 ? "#fff" : "#000";
   }
 
   function whyNone(model, a, b, view) {
@@ -156,7 +156,7 @@
 
   function depthChart(model, kind, nKinds, readout) {
     const points = model.depth.filter((point) => kindOf(point.site) === kind), layers = points.map((point) => layerOf(point.site));
-    const width = nKinds > 1 ? 350 : 760, left = 46, right = 12, top = 58, tall = 170, gap = 26, height = top + 2 * tall + gap + 44;
+    const width = nKinds > 1 ? 340 : 760, left = 46, right = 12, top = 58, tall = 170, gap = 34, height = top + 2 * tall + gap + 44;
     const first = Math.min(...layers) - 0.5, last = Math.max(...layers) + 0.5;
     const x = (layer) => left + ((layer - first) / (last - first)) * (width - left - right);
     const figure = svg("svg", { class: "fig", viewBox: `0 0 ${width} ${height}`, width, height, tabindex: 0, role: "application", "aria-label": `Depth profile of ${line(model.name)}, ${kind}; left and right arrow keys read a site` });
@@ -168,9 +168,12 @@
         figure.append(svg("rect", { x: from, y: y.top, width: width - right - from, height: tall, style: "fill:var(--shade)" }));
       }
       for (const tick of [0, 0.5, 1]) figure.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }), svg("text", { class: "minor", x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, tick.toFixed(1)));
-      figure.append(svg("text", { class: "minor", x: left, y: y.top - 6 + (chart ? 0 : -38) }, chart ? "share of m(refused) - m(counterfactual)" : "transfer"));
+      figure.append(svg("text", { class: "strong", x: 4, y: y.top - 8 + (chart ? 0 : -38) }, chart ? "share of m(refused) - m(counterfactual)" : "transfer"));
     });
-    for (const key of ["monolithic", "partially_modular"]) figure.append(svg("line", { class: "limit", x1: left, x2: width - right, y1: scales[0](model.thresholds[key]), y2: scales[0](model.thresholds[key]) }));
+    for (const key of ["monolithic", "partially_modular"]) {
+      const y = scales[0](model.thresholds[key]);
+      figure.append(svg("line", { class: "limit", x1: left, x2: width - right, y1: y, y2: y }), svg("text", { class: "minor", x: width - right - 3, y: y - 4, "text-anchor": "end" }, key.replace("_", " ")));
+    }
     ["commit", "shared from", "onset"].forEach((label, row) => {
       const site = model.anchors[label];
       if (site === null || layerOf(site) < first || layerOf(site) > last) return;
@@ -183,7 +186,7 @@
     if (decisive) figure.append(svg("circle", { cx: x(layerOf(decisive.site)), cy: scales[0](decisive.transfer), r: 7.5, style: "fill:none;stroke:var(--ink);stroke-width:1.5" }));
     const every = Math.ceil(layers.length / (nKinds > 1 ? 10 : 20));
     layers.forEach((layer, index) => { if (index % every === 0) figure.append(svg("text", { class: "minor", x: x(layer), y: height - 28, "text-anchor": "middle" }, String(layer))); });
-    figure.append(svg("text", { x: (left + width - right) / 2, y: height - 8, "text-anchor": "middle" }, `${kind}_N`));
+    figure.append(svg("text", { x: (left + width - right) / 2, y: height - 8, "text-anchor": "middle" }, `${kind}_N, by block N`));
     readPoints(figure, { model, points, x, span: [left, width - right, scales[0].top, height - 44], readout });
     return figure;
   }
@@ -252,14 +255,14 @@
       model.circuits.map((circuit) => el("option", {}, line(circuit.category) + (circuit.nodes.length ? "" : " (no circuit)"))));
     const most = el("input", { type: "number", min: 1, max: 24, value: 8, onchange: () => draw() });
     const edges = el("input", { type: "number", min: 0, max: 400, value: 40, onchange: () => draw() });
-    const graph = el("div", { class: "graph" }), detail = el("div", { class: "detail", "aria-live": "polite" }), note = el("figcaption", {}), table = el("div", { class: "scroll" });
+    const graph = el("div", { class: "graph" }), detail = el("div", { class: "detail", "aria-live": "polite" }), note = el("figcaption", {}), table = el("div", {});
     const zoom = (factor) => el("button", { type: "button", "aria-label": factor < 1 ? "Zoom in" : "Zoom out", onclick: () => scale(factor) }, factor < 1 ? "Zoom in" : "Zoom out");
     root.append(el("div", { class: "controls" }, el("label", {}, "Category", select), el("label", {}, "Nodes a site", most), el("label", {}, "Edges", edges), zoom(0.8), zoom(1.25),
       el("button", { type: "button", onclick: () => { state.chosen = null; draw(); } }, "Reset")),
-      el("figure", {}, el("div", { class: "split" }, graph, detail), note), el("details", {}, el("summary", {}, "How complete the circuit is at each site"), table));
+      el("figure", {}, el("div", { class: "split narrow" }, graph, detail), note), el("details", {}, el("summary", {}, "How complete the circuit is at each site"), table));
     let box = null, home = null, figure = null;
 
-    function fitLimits() { edges.max = state.circuit.edges.length; edges.value = Math.min(40, state.circuit.edges.length); }
+    function fitLimits() { edges.max = state.circuit.edges.length; edges.value = Math.min(Math.max(40, 8 * (state.circuit.sites.length - 1)), state.circuit.edges.length); }
     function setBox(next) { box = next; figure.setAttribute("viewBox", box.join(" ")); }
     function scale(factor, cx = 0.5, cy = 0.5) {
       if (!box) return;
@@ -301,7 +304,11 @@
         node.classList.toggle("chosen", index === state.chosen);
         node.setAttribute("aria-pressed", index === state.chosen);
       }
-      for (const edge of figure.querySelectorAll(".edge")) edge.classList.toggle("dim", near.size > 0 && Number(edge.dataset.u) !== state.chosen && Number(edge.dataset.v) !== state.chosen);
+      for (const edge of figure.querySelectorAll(".edge")) {
+        const touches = Number(edge.dataset.u) === state.chosen || Number(edge.dataset.v) === state.chosen;
+        edge.classList.toggle("dim", near.size > 0 && !touches);
+        edge.classList.toggle("weak", "rest" in edge.dataset && !touches);
+      }
       detail.replaceChildren(...(state.chosen === null ? circuitDetail(circuit) : nodeDetail(model, circuit, state.chosen, choose)));
     }
     graph.addEventListener("keydown", (event) => { if (event.key === "Escape" && state.chosen !== null) { state.chosen = null; mark(); } });
@@ -321,23 +328,24 @@
     });
     kept.forEach((row, s) => {
       columns = Math.max(columns, row.length);
-      row.forEach((index, column) => places.set(index, [150 + 112 * column, 44 + 88 * (circuit.sites.length - 1 - s)]));
+      row.forEach((index, column) => places.set(index, [130 + 100 * column, 44 + 88 * (circuit.sites.length - 1 - s)]));
     });
-    const edges = circuit.edges.filter(([u, v]) => places.has(u) && places.has(v)).slice(0, nEdges);
-    return { places, edges, width: Math.max(150 + 112 * columns, 620), height: 88 * circuit.sites.length };
+    const edges = circuit.edges.filter(([u, v]) => places.has(u) && places.has(v));
+    return { places, edges: edges.slice(0, nEdges), rest: edges.slice(nEdges), // the rest shows when one of its nodes is chosen
+      width: Math.max(130 + 100 * columns, 620), height: 88 * circuit.sites.length };
   }
 
   function circuitFigure(circuit, shown, choose) {
     const figure = svg("svg", { class: "fig", tabindex: 0, role: "group", "aria-label": `Circuit of ${line(circuit.category)}: ${shown.places.size} nodes` });
     circuit.sites.forEach((site, s) => {
       const y = 44 + 88 * (circuit.sites.length - 1 - s), drawn = circuit.nodes.filter((node, index) => node.s === s && shown.places.has(index)).length;
-      figure.append(svg("line", { class: "grid", x1: 132, x2: shown.width - 6, y1: y, y2: y }), svg("text", { class: "strong", x: 12, y: y + 1 }, site.name), svg("text", { class: "minor", x: 12, y: y + 15 }, `${drawn} of ${site.n} nodes`));
+      figure.append(svg("line", { class: "grid", x1: 112, x2: shown.width - 6, y1: y, y2: y }), svg("text", { class: "strong", x: 12, y: y + 1 }, site.name), svg("text", { class: "minor", x: 12, y: y + 15 }, `${drawn} of ${site.n} nodes`));
     });
     const strongest = Math.max(1e-9, ...shown.edges.map((edge) => Math.abs(edge[2]))), largest = Math.max(1e-9, ...circuit.nodes.map((node) => Math.abs(node.a)));
-    for (const [u, v, weight] of [...shown.edges].reverse()) {
+    for (const [u, v, weight, isRest] of [...shown.edges, ...shown.rest.map((edge) => [...edge, true])].reverse()) {
       const [x0, y0] = shown.places.get(u), [x1, y1] = shown.places.get(v), middle = (y0 + y1) / 2, share = Math.abs(weight) / strongest;
       const lines = [`${nodeName(circuit, circuit.nodes[u])} to ${nodeName(circuit, circuit.nodes[v])}`, `${num(weight, true)} logits`];
-      figure.append(svg("path", { class: "edge", "data-u": u, "data-v": v, d: `M${x0},${y0} C${x0},${middle} ${x1},${middle} ${x1},${y1}`, style: `stroke:${sign(weight)}`, "stroke-width": 0.8 + 4.2 * share, "stroke-opacity": 0.25 + 0.5 * share, onpointermove: (event) => showTip(event, lines), onpointerleave: hideTip }));
+      figure.append(svg("path", { class: isRest ? "edge weak" : "edge", "data-rest": isRest ? "" : null, "data-u": u, "data-v": v, d: `M${x0},${y0} C${x0},${middle} ${x1},${middle} ${x1},${y1}`, style: `stroke:${sign(weight)}`, "stroke-width": 0.8 + 4.2 * share, "stroke-opacity": 0.25 + 0.5 * share, onpointermove: (event) => showTip(event, lines), onpointerleave: hideTip }));
     }
     for (const [index, [x, y]] of shown.places) figure.append(nodeMark(circuit, index, x, y, largest, choose));
     return figure;
@@ -399,9 +407,9 @@
 
   function siteTable(circuit) {
     const head = ["Site", "Latents chosen", "Faithfulness", "Completeness", "Not explained by edges"];
-    return el("table", {}, el("caption", {}, `n = ${circuit.n[0]} refused prompts; 95 % bootstrap intervals. Faithfulness: share of the change of m that the circuit alone keeps (1 = all). Completeness: the same for everything but the circuit (0 = the circuit was all of it). Neither is clipped.`),
-      el("thead", {}, el("tr", {}, head.map((label) => el("th", { scope: "col" }, label)))),
-      el("tbody", {}, circuit.sites.map((site) => el("tr", {}, el("th", { scope: "row" }, site.name), el("td", {}, String(site.size ?? NONE)), el("td", {}, est(...site.faithfulness)), el("td", {}, est(...site.completeness)), el("td", {}, num(site.remainder))))));
+    return el("div", {}, el("p", { class: "note" }, `n = ${circuit.n[0]} refused prompts; 95 % bootstrap intervals. Faithfulness: share of the change of m that the circuit alone keeps (1 = all). Completeness: the same for everything but the circuit (0 = the circuit was all of it). Neither is clipped.`),
+      el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, head.map((label) => el("th", { scope: "col" }, label)))),
+      el("tbody", {}, circuit.sites.map((site) => el("tr", {}, el("th", { scope: "row" }, site.name), el("td", {}, String(site.size ?? NONE)), el("td", {}, est(...site.faithfulness)), el("td", {}, est(...site.completeness)), el("td", {}, num(site.remainder))))))));
   }
 
   // Tables, tabs, start ------------------------------------------------------------------------------------------------
