@@ -204,10 +204,10 @@ def _named(circuits: Iterable[PageCircuit]) -> list[str]:
 
 def matrices(comparison: Comparison, order: Sequence[str]) -> list[PageMatrix]:
     """Return the views of the heatmap: similarity, transfer, the structural measures and the original rule."""
-    site = comparison.decisive_site or "no site"
+    where = f" at {comparison.decisive_site}" if comparison.decisive_site else ""
     views = [
-        _view("similarity", f"Similarity at {site}", _SIMILARITY, order, comparison.similarity),
-        _view("transfer", f"Transfer at {site}, row onto column", _TRANSFER, order, comparison.transfer),
+        _view("similarity", f"Similarity{where}", _SIMILARITY, order, comparison.similarity),
+        _view("transfer", f"Transfer{where}, row onto column", _TRANSFER, order, comparison.transfer),
     ]
     views[0] = _with_intervals(views[0], order, comparison.similarity_ci)
     views[1] = _with_intervals(views[1], order, comparison.transfer_ci).model_copy(update={"directed": True})

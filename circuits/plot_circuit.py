@@ -35,7 +35,8 @@ NODES_A_SITE = 8
 """Nodes drawn at a site, the error node among them."""
 MOST_NODES = 128
 """Nodes drawn in all: with many sites each has fewer."""
-MOST_EDGES = 48
+EDGES_A_STEP = 12
+"""Edges drawn between two sites on average; with many sites half of it, so that strands stay apart."""
 _COLUMN, _ROW, _LEFT, _HEAD = 1.5, 1.0, 1.45, 0.9
 _AREA = (26.0, 420.0)
 """Area of the smallest and the largest node, square points."""
@@ -50,10 +51,12 @@ class Drawn:
     edges: list[tuple[Node, Node, float]]
 
 
-def choose(circuit: SparseFeatureCircuit, nodes_a_site: int = NODES_A_SITE, most_edges: int = MOST_EDGES) -> Drawn:
+def choose(circuit: SparseFeatureCircuit, nodes_a_site: int = NODES_A_SITE) -> Drawn:
     """Return the largest nodes of each site, in a row by attribution with the error node last, and strongest edges."""
     sites = circuit.sites
     per_site = max(2, min(nodes_a_site, MOST_NODES // max(len(sites), 1)))
+    steps = len(sites) - 1
+    most_edges = steps * (EDGES_A_STEP if steps <= 6 else EDGES_A_STEP // 2)
     rows: dict[Site, list[Node]] = {}
     for site in sites:
         at_site = circuit.nodes_at(site)
@@ -85,7 +88,7 @@ def circuit_plot(circuit: SparseFeatureCircuit) -> Figure:
         _legend(figure, 0.15 + 0.17 * (notes.count("\n") + 1) + 0.1)
     else:
         reason = " ".join(one_line(notice) for notice in circuit.header.notices) or "The circuit has no nodes."
-        axes.text(0, 0, wrapped(reason, width - _LEFT - 0.5, 11), fontsize=11, color=INK, va="center", parse_math=False)
+        add_text(figure, 0.3, bottom + 0.5 * row, wrapped(reason, width - 0.8, 11), fontsize=11, va="center")
     return figure
 
 

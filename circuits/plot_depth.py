@@ -38,7 +38,7 @@ _KIND_TITLES = {
     SiteKind.ATTENTION: "what the attention writes",
 }
 _PANEL_HEIGHTS = (2.3, 2.5)
-_BOTTOM, _GAP, _MARKS, _HEAD = 1.75, 0.3, 0.62, 0.95
+_BOTTOM, _GAP, _MARKS, _HEAD = 1.95, 0.3, 0.62, 0.95
 """Heights in inches: legend and note, between the panels, marks of the anchors, title."""
 
 
@@ -84,7 +84,7 @@ def depth_profile(comparison: Comparison) -> Figure:
         lower.set_xlabel(f"{kind.value}_N: {_KIND_TITLES[kind]}, N", fontsize=9, color=INK)
         if column == 0:
             upper.set_ylabel("share of own effect", fontsize=9, color=INK)
-            lower.set_ylabel("share of m \N{MINUS SIGN} m$_{cf}$", fontsize=9, color=INK)
+            lower.set_ylabel("share of the difference in m", fontsize=9, color=INK)
     _same_scale(figure)
     _foot(figure, comparison)
     return figure
@@ -139,7 +139,7 @@ def _draw(axes: Axes, points: Sequence[DepthPoint], comparison: Comparison, curv
         axes.plot(layers, values, curve.style, color=curve.colour, linewidth=1.8, marker="o", markersize=4.2)
     if all(curve.value(point) is None for curve in curves for point in points):
         middle: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center"}
-        axes.text(0.5, 0.5, "not measured", color=FAINT, fontsize=10, **middle)
+        axes.text(0.5, 0.25, "not measured", color=FAINT, fontsize=10, **middle)
 
 
 def _numbers(values: Sequence[float | None]) -> Float[np.ndarray, " site"]:
@@ -148,7 +148,18 @@ def _numbers(values: Sequence[float | None]) -> Float[np.ndarray, " site"]:
 
 def _thresholds(axes: Axes, comparison: Comparison) -> None:
     for key in ("monolithic", "partially_modular"):
-        axes.axhline(comparison.thresholds[key], color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        value = comparison.thresholds[key]
+        axes.axhline(value, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        axes.annotate(
+            key.replace("_", " "),
+            (1, value),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(-2, 2),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7.5,
+            color=FAINT,
+        )
 
 
 def _decisive(axes: Axes, points: Sequence[DepthPoint], comparison: Comparison) -> None:
@@ -213,7 +224,7 @@ def _foot(figure: Figure, comparison: Comparison) -> None:
     figure.legend(
         handles=handles,
         loc="lower left",
-        bbox_to_anchor=(0.25 / width, 0.32 / height),
+        bbox_to_anchor=(0.25 / width, 0.5 / height),
         ncols=2,
         frameon=False,
         fontsize=8.5,
@@ -224,4 +235,6 @@ def _foot(figure: Figure, comparison: Comparison) -> None:
     note = (
         "Bands: 95 % bootstrap intervals over prompts and SAE seeds. m: log-odds of refusing at the first answer token."
     )
-    add_text(figure, 0.3, 0.15, note, fontsize=8.5, color=FAINT)
+    add_text(
+        figure, 0.3, 0.15, wrapped(note, width - 0.6, 8.5), fontsize=8.5, va="bottom", color=FAINT, linespacing=1.3
+    )

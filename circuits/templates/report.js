@@ -52,9 +52,10 @@
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.2 ? "#fff" : "#000";
   }
 
+  const isMeasured = (view) => view.values.some((row) => row.some((value) => value !== null));
   function whyNone(model, a, b, view) {
     for (const name of [a, b]) if (name in model.left_out) return `${line(name)} was not compared: ${model.left_out[name]}`;
-    if (view.values.every((row) => row.every((value) => value === null))) return model.reason;
+    if (!isMeasured(view)) return model.reason;
     if (view.key.endsWith("normalised")) return "the noise ceiling of one of the two is too low";
     return "the own necessity of one of the two is too small at this site";
   }
@@ -62,7 +63,7 @@
   function heatmap(model, id, root) {
     const state = { view: model.matrices[0], stops: RED_GREEN, pair: [0, Math.min(1, model.categories.length - 1)] };
     const select = el("select", { onchange: () => { state.view = model.matrices[select.selectedIndex]; draw(); } },
-      model.matrices.map((view) => el("option", {}, view.label)));
+      model.matrices.map((view) => el("option", {}, view.label + (isMeasured(view) ? "" : `: ${NONE}`))));
     const blind = el("input", { type: "checkbox", onchange: () => { state.stops = blind.checked ? BLIND_SAFE : RED_GREEN; draw(); } });
     const plot = el("div", { class: "scroll" }), note = el("figcaption", {}), detail = el("div", { class: "detail", "aria-live": "polite" });
     root.append(el("div", { class: "controls" }, el("label", {}, "Show", select), el("label", {}, blind, "colours safe for colour blindness")),
@@ -118,15 +119,15 @@
 
   function pairDetail(model, a, b, i, j) {
     const views = Object.fromEntries(model.matrices.map((view) => [view.key, view]));
-    const of = (key, r = i, c = j) => {
+    const of = (key, r = i, c = j, none = NONE) => {
       const view = views[key], value = view.values[r][c];
-      return value === null ? el("span", { class: "none" }, NONE) : est(value, view.low && view.low[r][c], view.high && view.high[r][c]);
+      return value === null ? el("span", { class: "none" }, none) : est(value, view.low && view.low[r][c], view.high && view.high[r][c]);
     };
     const row = (label, ...cells) => el("tr", {}, el("th", { scope: "row", class: "wrap" }, label), cells.map((cell) => el("td", {}, cell)));
     const causal = el("table", {}, el("tbody", {}, row("Similarity", of("similarity")), row(`Transfer, ${cut(a, 20)} onto ${cut(b, 20)}`, of("transfer")),
       row(`Transfer, ${cut(b, 20)} onto ${cut(a, 20)}`, of("transfer", j, i)), row("Original rule", of("baseline"))));
     const structure = el("table", {}, el("thead", {}, el("tr", {}, ["Structure", "raw", "ceiling", "ratio"].map((label) => el("th", { scope: "col" }, label)))),
-      el("tbody", {}, Object.entries(data.measures).map(([key, label]) => row(label, of(`${key} raw`), of(`${key} ceiling`), of(`${key} normalised`)))));
+      el("tbody", {}, Object.entries(data.measures).map(([key, label]) => row(label, ...["raw", "ceiling", "normalised"].map((kind) => of(`${key} ${kind}`, i, j, "n/a"))))));
     const missing = views.similarity.values[i][j] === null ? el("p", {}, `Not measured: ${whyNone(model, a, b, views.similarity)}`) : null;
     return [el("h4", {}, i === j ? line(a) : `${line(a)} and ${line(b)}`), el("p", { class: "note" }, `n = ${model.n[a] ?? 0} and ${model.n[b] ?? 0} refused prompts used. 95 % intervals; no interval: none is computed.`), missing, causal, structure].filter(Boolean);
   }
@@ -151,7 +152,7 @@
     const ring = svg("svg", { width: 16, height: 16, "aria-hidden": "true" }, svg("circle", { cx: 8, cy: 8, r: 6, style: "fill:none;stroke:var(--ink);stroke-width:1.5" }));
     root.append(el("figure", {}, el("div", { class: "depths" }, kinds.map((kind) => el("div", { class: "scroll" }, depthChart(model, kind, kinds.length, readout)))),
       el("ul", { class: "legend" }, SERIES.map((series) => el("li", {}, sample(series), series.label)), el("li", {}, ring, "decisive site"), el("li", {}, shade, "at and after commit")),
-      el("figcaption", {}, `Means over ${model.categories.length - Object.keys(model.left_out).length} categories; bands are 95 % bootstrap intervals over prompts and SAE seeds. Upper: share of a category's own effect, with the thresholds ${num(model.thresholds.partially_modular)} and ${num(model.thresholds.monolithic)}. Lower: share of m(refused) - m(counterfactual).`), readout));
+      el("figcaption", {}, `Means over ${model.categories.length - Object.keys(model.left_out).length} categories; bands are 95 % bootstrap intervals over prompts and SAE seeds. Upper: share of a category's own effect, with the thresholds ${num(model.thresholds.partially_modular)} and ${num(model.thresholds.monolithic)}. Lower: share of the difference in m, refused less counterfactual.`), readout));
   }
 
   function depthChart(model, kind, nKinds, readout) {
@@ -168,7 +169,7 @@
         figure.append(svg("rect", { x: from, y: y.top, width: width - right - from, height: tall, style: "fill:var(--shade)" }));
       }
       for (const tick of [0, 0.5, 1]) figure.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }), svg("text", { class: "minor", x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, tick.toFixed(1)));
-      figure.append(svg("text", { class: "strong", x: 4, y: y.top - 8 + (chart ? 0 : -38) }, chart ? "share of m(refused) - m(counterfactual)" : "transfer"));
+      figure.append(svg("text", { class: "strong", x: 4, y: y.top - 8 + (chart ? 0 : -38) }, chart ? "share of the difference in m" : "transfer"));
     });
     for (const key of ["monolithic", "partially_modular"]) {
       const y = scales[0](model.thresholds[key]);
@@ -181,7 +182,7 @@
       figure.append(svg("line", { class: "anchor", x1: at, x2: at, y1: top - 10 - 12 * row, y2: height - 44 }), svg("text", { class: "minor", x: at + (toLeft ? -4 : 4), y: top - 4 - 12 * row, "text-anchor": toLeft ? "end" : "start" }, label));
     });
     for (const series of SERIES) drawSeries(figure, series, points, x, scales[series.chart]);
-    for (const chart of [0, 1]) if (SERIES.every((series) => series.chart !== chart || points.every((point) => point[series.key] === null))) figure.append(svg("text", { x: (left + width - right) / 2, y: scales[chart].top + tall / 2, "text-anchor": "middle", style: "fill:var(--faint)" }, NONE));
+    for (const chart of [0, 1]) if (SERIES.every((series) => series.chart !== chart || points.every((point) => point[series.key] === null))) figure.append(svg("text", { x: (left + width - right) / 2, y: scales[chart].top + tall * 0.75, "text-anchor": "middle", style: "fill:var(--faint)" }, NONE));
     const decisive = points.find((point) => point.site === model.anchors.decisive && point.transfer !== null);
     if (decisive) figure.append(svg("circle", { cx: x(layerOf(decisive.site)), cy: scales[0](decisive.transfer), r: 7.5, style: "fill:none;stroke:var(--ink);stroke-width:1.5" }));
     const every = Math.ceil(layers.length / (nKinds > 1 ? 10 : 20));
