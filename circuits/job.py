@@ -8,8 +8,15 @@ from functools import partial
 from pathlib import Path
 
 from circuits.analyzer import RefusalCircuitAnalyzer
-from circuits.plan import describe_plan
-from refusal.cli import build_parser, read_config, run_command, stages_named
+from circuits.plan import describe_plan, model_size
+from refusal.cli import (
+    SMALL_MODEL,
+    build_parser,
+    read_config,
+    run_command,
+    stages_named,
+    use_one_thread_for_small_models,
+)
 from refusal.config import Config, Stage
 
 
@@ -50,6 +57,8 @@ def _run(config: Config, forced: set[Stage], *, dry_run: bool) -> str:
     analyzer = RefusalCircuitAnalyzer(config, forced)
     if dry_run:
         return describe_plan(config, analyzer)
+    sizes = [model_size(name) for name in config.models]
+    use_one_thread_for_small_models(max(size.weight_bytes if size is not None else SMALL_MODEL + 1 for size in sizes))
     paths = analyzer.run()
     return _last_line(config, paths.root)
 
