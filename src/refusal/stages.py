@@ -2,8 +2,8 @@
 
 A unit is one stage for one model (or, for the report, for all). Its fingerprint covers the configuration keys it
 depends on, its input files and the outputs of the units before it. When a unit is done it writes its record last:
-outputs with checksums, time, memory, versions. A unit whose record fits is skipped; a killed one has no record and runs
-again.
+outputs with checksums, time, memory, warnings, versions. A unit whose record fits is skipped; a killed one has no
+record and runs again.
 """
 
 from __future__ import annotations
@@ -12,11 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import platform
-import resource
-import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,13 +22,20 @@ from pathlib import Path
 from typing import Any
 
 from refusal.artefacts import ResultPaths, read_json, sha256_file, write_json
-from refusal.config import Config, Stage
+from refusal.config import Config, Stage, chosen, plain
 from refusal.errors import ArtefactError, InputError
+from refusal.resources import peak_cuda_bytes, peak_memory_bytes, start_measuring_memory
+from refusal.run_lock import result_folder
+
+__all__ = ["Pipeline", "State", "Unit", "file_digest", "result_folder", "versions"]
 
 log = logging.getLogger(__name__)
 
 SCHEMA = "refusal-circuits/stage/1"
 MANIFEST_SCHEMA = "refusal-circuits/manifest/1"
+SMALL_FILE = 16 << 20
+"""Files up to this many bytes are compared by checksum whenever their unit is looked at; larger ones by size and time
+of change first, so that looking at what is done takes no time."""
 LARGE_FILE = 1 << 30
 """Files above this many bytes are fingerprinted by size and three samples."""
 _SAMPLE = 16 << 20
@@ -73,59 +76,65 @@ class State:
 
 
 class Pipeline:
-    """Runs units in order, skipping what is up to date."""
+    """Runs units in order, skipping what is up to date.
+
+    Args:
+        config: The configuration.
+        paths: The result folder.
+        units: All units of the configuration; each after those it needs.
+        forced: Stages to redo, and with them the stages that follow.
+    """
 
     def __init__(self, config: Config, paths: ResultPaths, units: Sequence[Unit], forced: frozenset[Stage]) -> None:
         self.config = config
         self.paths = paths
         self.units = units
         self.forced = forced
+        order = list(Stage)
+        self._redone = frozenset(order[min(map(order.index, forced)) :] if forced else ())
         self._done: set[tuple[Stage, str | None]] = set()
 
     def state(self, unit: Unit) -> State:
         """Return whether a unit is up to date, and if not, why."""
-        path = self.paths.stage_record(unit.stage, unit.model)
-        if unit.stage in self.forced and (unit.stage, unit.model) not in self._done:
+        if self._is_forced(unit):
             return State(False, "forced")
         for needed in unit.needs:
             if not self.state(needed).is_up_to_date:
                 return State(False, f"{needed.name} is not up to date")
-        if not path.exists():
+        if not self.paths.stage_record(unit.stage, unit.model).exists():
             return State(False, "not done yet")
-        try:
-            record = read_json(path, "")
-        except ArtefactError:
+        record = self._record(unit)
+        if record is None:
             return State(False, "its record cannot be read")
-        if record.get("schema") != SCHEMA or record.get("version") != unit.version:
+        if record["version"] != unit.version:
             return State(False, "made by another version")
-        changed = self._changed(unit, record)
+        changed = _difference(record["fingerprint"], self._fingerprint(unit))
         if changed is not None:
             return State(False, changed)
-        missing = [
-            name for name in record["outputs"] if not _is_as_recorded(self.paths.root / name, record["outputs"][name])
-        ]
-        return State(False, f"{missing[0]} is missing or changed") if missing else State(True, "up to date")
+        outputs = record["outputs"]
+        wrong = next((name for name in outputs if not _is_as_recorded(self.paths.root / name, outputs[name])), None)
+        return State(True, "up to date") if wrong is None else State(False, f"{wrong} is missing or changed")
 
-    def _changed(self, unit: Unit, record: dict[str, Any]) -> str | None:
-        now = self._fingerprint(unit)
-        for part, entries in now.items():
-            before = record["fingerprint"].get(part, {})
-            for key in {**before, **entries}:
-                if before.get(key) != entries.get(key):
-                    shown = f" {before.get(key)} -> {entries.get(key)}" if part == "config" else ""
-                    return f"{key} changed{shown}"
-        return None
+    def _is_forced(self, unit: Unit) -> bool:
+        return unit.stage in self._redone and (unit.stage, unit.model) not in self._done
+
+    def _record(self, unit: Unit) -> dict[str, Any] | None:
+        """Return what a unit left when it was done; None if it left nothing that can be read."""
+        try:
+            record = read_json(self.paths.stage_record(unit.stage, unit.model), "")
+        except ArtefactError:
+            return None
+        has_all = isinstance(record, dict) and {"fingerprint", "outputs", "version"} <= set(record)
+        return record if has_all and record.get("schema") == SCHEMA else None
 
     def _fingerprint(self, unit: Unit) -> dict[str, dict[str, Any]]:
-        content = self.config.model_dump(mode="json")
         outputs = {}
         for needed in unit.needs:
-            path = self.paths.stage_record(needed.stage, needed.model)
-            record = read_json(path, "") if path.exists() else {}
-            text = json.dumps(record.get("outputs", {}), sort_keys=True)
-            outputs[needed.name] = hashlib.sha256(text.encode()).hexdigest()
+            record = self._record(needed) or {"outputs": {}}
+            checksums = {name: signature["sha256"] for name, signature in record["outputs"].items()}
+            outputs[needed.name] = hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
         return {
-            "config": {key: _lookup(content, key) for key in unit.keys},
+            "config": chosen(self.config, unit.keys),
             "inputs": {str(path): file_digest(path) for path in unit.inputs},
             "needs": outputs,
         }
@@ -133,29 +142,37 @@ class Pipeline:
     def run(self, stages: Sequence[Stage]) -> None:
         """Run the units of the asked stages that are not up to date.
 
-        A model that fails does not keep the others from running; the first failure is raised at the end.
+        A model that fails does not keep the others from running; what failed is raised at the end.
 
         Raises:
-            InputError: A unit's input is wrong.
+            InputError: A unit's input is wrong, or a stage is forced that is not asked for.
             ArtefactError: A unit needs another that is not among the asked stages and not up to date.
         """
-        failed: dict[str | None, Exception] = {}
+        for stage in self.forced.difference(stages):
+            asked = ", ".join(stages)
+            raise InputError(f"--force {stage}: this run has the stages {asked} only; name {stage} in --stages too")
+        failed: dict[str | None, InputError | ArtefactError] = {}
         for unit in self.units:
-            if unit.stage not in stages:
-                continue
-            if unit.model in failed or (unit.model is None and failed):
+            if unit.stage not in stages or unit.model in failed or (unit.model is None and failed):
                 continue
             try:
-                self._run(unit, stages)
+                self._run(unit)
             except (InputError, ArtefactError) as error:
                 failed[unit.model] = error
                 if len(self.config.models) > 1:
-                    log.error("%s: %s", unit.name, error)
+                    log.error("%s: failed, see below; going on with the other models", unit.name)
             self.write_manifest()
         if failed:
-            raise next(iter(failed.values()))
+            raise self._together(list(failed.values()))
 
-    def _run(self, unit: Unit, stages: Sequence[Stage]) -> None:
+    def _together(self, errors: Sequence[InputError | ArtefactError]) -> InputError | ArtefactError:
+        if len(self.config.models) == 1:
+            return errors[0]
+        text = "\n".join(dict.fromkeys(str(error) for error in errors))
+        kept = f"{self.paths.root}: {len(errors)} of {len(self.config.models)} models failed; what is done is kept"
+        return type(errors[0])(f"{text}\n{kept}, and the report is written when all models are done")
+
+    def _run(self, unit: Unit) -> None:
         state = self.state(unit)
         if state.is_up_to_date:
             log.info("%s: up to date", unit.name)
@@ -163,49 +180,110 @@ class Pipeline:
         for needed in unit.needs:
             found = self.state(needed)
             if not found.is_up_to_date:
-                command = _command(needed.stage)
                 raise ArtefactError(
                     f"{self.paths.root}: {unit.name} needs {needed.name}, which is not ready ({found.reason}); "
-                    f"first run: {command}"
+                    f"first run: {_command(needed.stage)}"
                 )
         log.info("%s: running (%s)", unit.name, state.reason)
+        if self._is_forced(unit):
+            self._discard(unit)
         self.paths.stage_record(unit.stage, unit.model).unlink(missing_ok=True)
+        record = self._execute(unit)
+        write_json(self.paths.stage_record(unit.stage, unit.model), record)
+        self._done.add((unit.stage, unit.model))
+        log.info("%s: done in %.1f s", unit.name, record["seconds"])
+
+    def _discard(self, unit: Unit) -> None:
+        """Remove what a unit has written, so that nothing of it is taken up again."""
+        recorded = (self._record(unit) or {"outputs": {}})["outputs"]
+        for path in {*unit.outputs(), *(self.paths.root / name for name in recorded)}:
+            path.unlink(missing_ok=True)
+
+    def _execute(self, unit: Unit) -> dict[str, Any]:
+        """Run a unit and return its record."""
         fingerprint = self._fingerprint(unit)
+        start_measuring_memory()
         started = time.time()
-        unit.run()
+        with collected_warnings() as warnings:
+            unit.run()
         seconds = time.time() - started
-        record = {
+        outputs = {path.relative_to(self.paths.root).as_posix(): _signature(path) for path in unit.outputs()}
+        return {
             "schema": SCHEMA,
             "version": unit.version,
             "stage": str(unit.stage),
             "model": unit.model,
             "fingerprint": fingerprint,
-            "outputs": {_relative(path, self.paths.root): _signature(path) for path in unit.outputs()},
+            "outputs": outputs,
             "seconds": round(seconds, 3),
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_cuda_bytes": peak_cuda_bytes(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            "warnings": warnings,
             "versions": versions(),
         }
-        write_json(self.paths.stage_record(unit.stage, unit.model), record)
-        self._done.add((unit.stage, unit.model))
-        log.info("%s: done in %.1f s", unit.name, seconds)
 
     def write_manifest(self) -> None:
         """Write `run_manifest.json` from the records of all units."""
-        records = []
-        for unit in self.units:
-            path = self.paths.stage_record(unit.stage, unit.model)
-            if path.exists():
-                record = read_json(path, "")
-                records.append({key: value for key, value in record.items() if key not in ("schema", "versions")})
+        records = [record for record in map(self._record, self.units) if record is not None]
         manifest = {
             "schema": MANIFEST_SCHEMA,
-            "configuration": self.config.model_dump(mode="json"),
+            "configuration": plain(self.config),
             "versions": versions(),
             "seeds": {"seed": self.config.seed, "sae": list(self.config.sae.seeds)},
-            "stages": records,
+            "stages": [{key: record[key] for key in record if key not in ("schema", "versions")} for record in records],
         }
         write_json(self.paths.manifest, manifest)
+
+
+class _Collector(logging.Handler):
+    """Keeps the text of each warning once."""
+
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.texts = texts
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage().strip()
+        if text not in self.texts:
+            self.texts.append(text)
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Yield a list that gets every warning, logged or raised by `warnings`, until the end of the block."""
+    collector = _Collector([])
+    root = logging.getLogger()
+    root.addHandler(collector)
+    logging.captureWarnings(True)
+    try:
+        yield collector.texts
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(collector)
+
+
+def _difference(before: dict[str, Any], now: dict[str, dict[str, Any]]) -> str | None:
+    """Return what changed between two fingerprints, in words; None if nothing did."""
+    for part, entries in now.items():
+        earlier = before.get(part, {})
+        for key in {**earlier, **entries}:
+            old, new = earlier.get(key), entries.get(key)
+            if old != new:
+                return f"{key} changed{_shown_change(old, new)}" if part == "config" else f"{key} changed"
+    return None
+
+
+def _shown_change(old: Any, new: Any) -> str:
+    """Return a change of a configuration value in words; of a section only what differs.
+
+    >>> _shown_change(100, 50), _shown_change({"k": 1, "lr": 2}, {"k": 1, "lr": 3})
+    (' 100 -> 50', ': lr 2 -> 3')
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        return ": " + ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in keys)
+    return f" {old} -> {new}"
 
 
 def _command(stage: Stage) -> str:
@@ -216,25 +294,24 @@ def _command(stage: Stage) -> str:
     return f"python run_circuit_analysis.py --config FILE --stages {stage}"
 
 
-def _lookup(content: dict[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        content = content[part]
-    return content
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
-
-
 def _signature(path: Path) -> dict[str, Any]:
-    return {"sha256": file_digest(path), "size": path.stat().st_size}
+    """Return what is recorded of an output; one that is missing is a mistake of the unit, not of the user."""
+    if not path.is_file():
+        raise RuntimeError(f"{path} should have been written and was not")
+    status = path.stat()
+    return {"sha256": file_digest(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def _is_as_recorded(path: Path, signature: dict[str, Any]) -> bool:
-    """Return whether a file is there with its recorded size, and for all but large files with its checksum."""
-    if not path.exists() or path.stat().st_size != signature["size"]:
+    """Return whether an output is what it was: size first, then time of change (large files), then checksum."""
+    if not path.is_file():
         return False
-    return path.stat().st_size > LARGE_FILE or file_digest(path) == signature["sha256"]
+    status = path.stat()
+    if status.st_size != signature["size"]:
+        return False
+    if status.st_size > SMALL_FILE and status.st_mtime_ns == signature.get("mtime_ns"):
+        return True
+    return bool(file_digest(path) == signature["sha256"])
 
 
 def file_digest(path: Path) -> str:
@@ -272,58 +349,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def _peak_memory() -> int:
-    """Return the largest resident memory of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-@contextmanager
-def result_folder(root: Path) -> Iterator[ResultPaths]:
-    """Yield the paths of a result folder that is writable and used by no other run.
-
-    Raises:
-        InputError: The folder cannot be written, or another run is using it.
-    """
-    lock = root / ".lock"
-    mine = f"{socket.gethostname()} {os.getpid()}"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        _clear_stale(lock)
-        with lock.open("x", encoding="utf-8") as handle:
-            handle.write(mine)
-    except FileExistsError as error:
-        holder = lock.read_text(encoding="utf-8") if lock.is_file() else "a file of that name"
-        raise InputError(
-            f"result_dir: {root} is in use by another run ({holder}); wait for it, choose another --result-dir, "
-            f"or delete {lock} if that run is gone"
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"result_dir: {root} cannot be written ({error.strerror}); choose another --result-dir"
-        ) from error
-    try:
-        yield ResultPaths(root)
-    finally:
-        lock.unlink(missing_ok=True)
-
-
-def _clear_stale(lock: Path) -> None:
-    """Remove the lock of a run on this machine that is gone."""
-    if not lock.is_file():
-        return
-    host, _, pid = lock.read_text(encoding="utf-8").partition(" ")
-    if host == socket.gethostname() and pid.isdigit() and not _is_alive(int(pid)):
-        lock.unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
