@@ -1,4 +1,8 @@
-"""The commands of the entry scripts: the main job, and the inference stage alone."""
+"""The commands of the entry scripts: the main job, and the inference stage alone.
+
+What needs torch is imported when a command runs, so that flags and configuration are checked, and an interruption is
+told in one line, from the first moment.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from circuits.analyzer import RefusalCircuitAnalyzer
-from circuits.plan import describe_plan, model_size
 from refusal.cli import (
     SMALL_MODEL,
     build_parser,
@@ -54,9 +56,13 @@ def _inference_job(arguments: argparse.Namespace) -> str:
 
 
 def _run(config: Config, forced: set[Stage], *, dry_run: bool) -> str:
+    from circuits.analyzer import RefusalCircuitAnalyzer
+    from circuits.plan import check_before_loading, describe_plan, model_size
+
     analyzer = RefusalCircuitAnalyzer(config, forced)
     if dry_run:
         return describe_plan(config, analyzer)
+    check_before_loading(config)
     sizes = [model_size(name) for name in config.models]
     use_one_thread_for_small_models(max(size.weight_bytes if size is not None else SMALL_MODEL + 1 for size in sizes))
     paths = analyzer.run()

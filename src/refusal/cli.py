@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import errno
+import json
 import logging
 import os
 import signal
@@ -27,7 +30,7 @@ SMALL_MODEL = 64 << 20
 
 def build_parser(description: str, *, main_job: bool) -> argparse.ArgumentParser:
     """Return the flags of the main job, or those of a single stage."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file, see configurations/")
     parser.add_argument(
         "--set",
@@ -60,7 +63,7 @@ def read_config(arguments: argparse.Namespace) -> Config:
     """
     overrides = list(arguments.overrides)
     if arguments.result_dir is not None:
-        overrides.append(f"result_dir={arguments.result_dir}")
+        overrides.append(f"result_dir={json.dumps(str(arguments.result_dir))}")
     return load(arguments.config, overrides)
 
 
@@ -73,19 +76,26 @@ def stages_named(text: str, flag: str) -> tuple[Stage, ...]:
     found = []
     for name in (part.strip() for part in text.split(",")):
         if name not in tuple(Stage):
-            raise InputError(f"{flag}: found {name!r}; allowed are {', '.join(Stage)}")
+            near = difflib.get_close_matches(name, tuple(Stage), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"{flag}: found {name!r}; allowed are {', '.join(Stage)}{hint}")
         found.append(Stage(name))
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+_USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+"""What the operating system refuses because of the disk: full, read-only or somebody else's."""
+
+
 def run_command(command: Callable[[], str], *, verbose: bool) -> int:
     """Run a command, which returns its last line, and return the exit status.
 
-    SIGTERM, which a scheduler sends at the walltime, stops a run like Ctrl-C.
+    SIGTERM, which a scheduler sends at the walltime, stops a run like Ctrl-C. What is neither the user's to mend nor an
+    interruption is our mistake: it keeps its traceback, and Python ends with status 1.
     """
     set_up_logging(verbose)
     previous = signal.signal(signal.SIGTERM, _stop)
@@ -98,6 +108,8 @@ def run_command(command: Callable[[], str], *, verbose: bool) -> int:
         sys.stderr.write("interrupted; what was complete is kept, the same command resumes\n")
         return INTERRUPTED
     except OSError as error:
+        if error.errno not in _USERS_TO_MEND:
+            raise
         sys.stderr.write(f"error: {error}; what was complete is kept, the same command resumes when it is mended\n")
         return WRONG_INPUT
     finally:

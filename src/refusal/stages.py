@@ -14,6 +14,7 @@ import json
 import logging
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ class Pipeline:
             outputs[needed.name] = hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
         return {
             "config": chosen(self.config, unit.keys),
-            "inputs": {str(path): file_digest(path) for path in unit.inputs},
+            "inputs": _digests(unit.inputs),
             "needs": outputs,
         }
 
@@ -261,6 +262,12 @@ def collected_warnings() -> Iterator[list[str]]:
     finally:
         logging.captureWarnings(False)
         root.removeHandler(collector)
+
+
+def _digests(paths: Sequence[Path]) -> dict[str, str]:
+    """Return digests by file name, so that files may lie elsewhere tomorrow; by path where names are the same."""
+    names = Counter(path.name for path in paths)
+    return {path.name if names[path.name] == 1 else str(path): file_digest(path) for path in paths}
 
 
 def _difference(before: dict[str, Any], now: dict[str, dict[str, Any]]) -> str | None:

@@ -110,7 +110,7 @@ def test_a_changed_input_file_is_named(root):
     job = Job(root)
     job.run()
     job.source.write_text("prompt,category\nx,y\n")
-    assert Job(root).why(Stage.INFERENCE) == f"{job.source} changed"
+    assert Job(root).why(Stage.INFERENCE) == "prompts.csv changed"
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_a_record_says_time_memory_warnings_and_checksums(root):
     assert record["seconds"] >= 0
     assert record["peak_memory_bytes"] > 1 << 20
     assert record["outputs"]["inference_a.txt"]["sha256"] == file_digest(root / "inference_a.txt")
-    assert record["fingerprint"]["inputs"] == {str(job.source): file_digest(job.source)}
+    assert record["fingerprint"]["inputs"] == {"prompts.csv": file_digest(job.source)}
     assert job.record(Stage.SAES)["warnings"] == []
 
 
@@ -275,6 +275,15 @@ def test_results_that_were_copied_elsewhere_are_still_up_to_date(root, tmp_path)
     Job(root).run()
     shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copy)
     assert Job(tmp_path / "copy").run() == []
+
+
+def test_input_files_may_move_and_two_of_one_name_are_kept_apart(root, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.csv").write_text(folder)
+    one, two = tmp_path / "one" / "x.csv", tmp_path / "two" / "x.csv"
+    assert set(stages._digests([one])) == {"x.csv"}
+    assert stages._digests([one, two]) == {str(one): file_digest(one), str(two): file_digest(two)}
 
 
 def test_a_large_output_is_believed_by_size_and_time_until_either_changes(root, monkeypatch):

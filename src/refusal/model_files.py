@@ -1,0 +1,106 @@
+"""What the files of a model say without loading it: which of them decide what it does, its layers, its size."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refusal.errors import InputError
+
+_DECISIVE = {".json", ".safetensors", ".model", ".jinja", ".txt", ".bin", ".tiktoken"}
+_NOT_THE_MODEL = {"planted.json"}
+"""What a shipped model was trained to do: read by tests, not by the model."""
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+_WIDTH = ("hidden_size", "n_embd", "d_model")
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """How big a model is."""
+
+    n_layers: int
+    """Blocks; 0 if config.json does not say."""
+    d_model: int
+    """Width of the residual stream; 0 if config.json does not say."""
+    n_parameters: int
+    """Numbers in its weights."""
+    weight_bytes: int
+    """Bytes of its weight files."""
+
+
+def model_folder(source: str, revision: str | None = None) -> Path | None:
+    """Return where a model's files lie on this machine; None for one that would have to be downloaded.
+
+    Args:
+        source: A folder, or a hub id.
+        revision: Branch, tag or commit of a hub id; None is the main branch.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(source, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def decisive_files(source: str, revision: str | None = None) -> tuple[Path, ...]:
+    """Return the files that decide what a model does: weights, configuration, tokenizer, chat template."""
+    folder = model_folder(source, revision)
+    if folder is None:
+        return ()
+    found = (path for path in sorted(folder.iterdir()) if path.suffix in _DECISIVE and path.name not in _NOT_THE_MODEL)
+    return tuple(path for path in found if path.is_file())
+
+
+def model_size(source: str, revision: str | None = None) -> ModelSize | None:
+    """Return the size of a model; None for one that would have to be downloaded.
+
+    Raises:
+        InputError: Its config.json cannot be read.
+    """
+    folder = model_folder(source, revision)
+    if folder is None or not (folder / "config.json").is_file():
+        return None
+    content = _read_config(folder / "config.json")
+    weights = [path for path in decisive_files(str(folder)) if path.suffix in {".safetensors", ".bin"}]
+    return ModelSize(
+        n_layers=_first_number(content, _LAYERS),
+        d_model=_first_number(content, _WIDTH),
+        n_parameters=sum(_parameters(path) for path in weights),
+        weight_bytes=sum(path.stat().st_size for path in weights),
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"models: {path} is not readable as JSON ({error}); get the whole model anew") from error
+    if not isinstance(content, dict):
+        raise InputError(f"models: {path} holds no model configuration; get the whole model anew")
+    inner = content.get("text_config")
+    return {**content, **inner} if isinstance(inner, dict) else content
+
+
+def _first_number(content: dict[str, Any], names: tuple[str, ...]) -> int:
+    return next((int(content[name]) for name in names if isinstance(content.get(name), int)), 0)
+
+
+def _parameters(path: Path) -> int:
+    """Return the parameters of a weight file: from the header of a safetensors file, else two bytes each."""
+    if path.suffix != ".safetensors":
+        return path.stat().st_size // 2
+    try:
+        with path.open("rb") as handle:
+            header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
+        raise InputError(f"models: {path} is no safetensors file ({error}); get the whole model anew") from error
