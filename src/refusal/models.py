@@ -1,35 +1,46 @@
-"""Load a chat model and find its way around: chat template, readout position, sites. Nothing else knows architectures.
+"""A chat model and the way around it: prompts, readout position, sites. Nothing else knows architectures.
 
 Where a family keeps a site is a row of `FAMILIES`, found by structure; there are no branches per family. What a block
-adds to the residual stream is read after any post-norm (Gemma 2 and 3, OLMo 2). A model is checked when it loads: the
-hooks see the shapes they should, and where the family allows it, output = input + attention + MLP.
+adds to the residual stream is read after any post-norm (Gemma 2 and 3, OLMo 2). A model is checked when it loads
+(`check_sites`): hooks see the shapes they should, editing any site changes the logits, and where output = input +
+attention + MLP does not hold, a notice says so. How weights and tokenizer are found is in `refusal.loading`, how
+a prompt is framed in `refusal.chat`.
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
-from safetensors import SafetensorError
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
-from refusal import embedded
+from refusal import loading
+from refusal.chat import ChatFrame
 from refusal.errors import InputError
+from refusal.loading import resolve, resolve_device, resolve_dtype
 from refusal.sites import Site, SiteKind, all_sites
 
-log = logging.getLogger(__name__)
+__all__ = [
+    "FAMILIES",
+    "ChatModel",
+    "Family",
+    "SiteUse",
+    "TokenBatch",
+    "additive_mask",
+    "find_family",
+    "resolve",
+    "resolve_device",
+    "resolve_dtype",
+]
 
-FALLBACK_TEMPLATE = "{system}User: {prompt}\nAssistant:"
-"""Used, and said, when a tokenizer has no chat template; `system`: the system prompt and an empty line, or nothing."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,15 @@ class Family:
     """Path from a block to the module whose output is added to the stream by attention."""
     mlp: str
     """Path from a block to the module whose output is added by the MLP."""
+    has_flat_mlp: bool = False
+    """True where the MLP's output is `[batch * pos, d_model]`."""
 
+
+SiteUse = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"] | None]
+"""What is done with a site's value in a forward pass; a tensor that it returns takes the value's place."""
+
+_PROBE_TOKENS = 6
+"""Tokens of the prompt on which a model is checked."""
 
 FAMILIES = (
     Family("sandwich norms (Gemma 2 and 3)", "model.layers", "post_attention_layernorm", "post_feedforward_layernorm"),
@@ -54,7 +73,9 @@ FAMILIES = (
     ),
     Family("GPT-NeoX", "gpt_neox.layers", "attention", "mlp"),
     Family("GPT-2", "transformer.h", "attn", "mlp"),
-    Family("Falcon, BLOOM", "transformer.h", "self_attention", "mlp"),
+    # BLOOM's attention and MLP modules return the residual stream too: what they add leaves their last projections.
+    Family("Falcon, BLOOM", "transformer.h", "self_attention.dense", "mlp.dense_4h_to_h"),
+    Family("OPT", "model.decoder.layers", "self_attn", "fc2", has_flat_mlp=True),
 )
 
 
@@ -125,24 +146,12 @@ class ChatModel:
         Raises:
             InputError: No such model, or it cannot be loaded; the message says what to do.
         """
-        source, revision = resolve(name)
-        chosen = resolve_device(device)
-        transformers_logging.disable_progress_bar()
-        arguments = {"revision": revision, "trust_remote_code": False}
-        try:
-            config = AutoConfig.from_pretrained(source, **arguments)
-            tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **arguments)
-            model = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=resolve_dtype(dtype, chosen), **arguments
-            )
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(
-                f"models: {name}: cannot be loaded: {first_line}; allowed are {', '.join(embedded.model_names())}, a "
-                "folder with config.json, *.safetensors and a tokenizer, or a hub id that is in the local cache "
-                f"(hf download {name})"
-            ) from error
-        return cls(name, model.to(chosen), tokenizer)
+        loaded = loading.load(name, device, dtype)
+        model = cls(name, loaded.model, loaded.tokenizer)
+        for notice in loaded.notices:
+            model.add_notice(notice)
+        model.check_sites()
+        return model
 
     @property
     def device(self) -> torch.device:
@@ -177,73 +186,27 @@ class ChatModel:
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:
-        """Tokens that end an answer."""
-        found = self.model.generation_config.eos_token_id
-        if found is None:
-            found = self.tokenizer.eos_token_id
-        listed = [] if found is None else found if isinstance(found, list) else [found]
-        return frozenset(int(token) for token in listed)
+        """Tokens that end an answer: those of the generation settings and the tokenizer's own."""
+        configured = self.model.generation_config.eos_token_id
+        listed = configured if isinstance(configured, list) else [configured]
+        return frozenset(int(token) for token in (*listed, self.tokenizer.eos_token_id) if token is not None)
 
     # Prompts ---------------------------------------------------------------------------------------------------------
 
     def render(self, prompt: str, system_prompt: str | None = None) -> str:
         """Return the text the model is given: chat template with the generation prompt, or the documented fallback."""
-        if self.tokenizer.chat_template is None:
-            self._notice("the tokenizer has no chat template; prompts are framed as 'User: ...' and 'Assistant:'")
-            system = "" if system_prompt is None else f"{system_prompt}\n\n"
-            return (self.tokenizer.bos_token or "") + FALLBACK_TEMPLATE.format(system=system, prompt=prompt)
-        turns = [{"role": "user", "content": prompt}]
-        if system_prompt is not None:
-            with_system = [{"role": "system", "content": system_prompt}, *turns]
-            rendered = self._apply(with_system)
-            if rendered is not None and system_prompt in rendered:
-                return rendered
-            self._notice("the chat template takes no system prompt; it is put before the user's text")
-            turns = [{"role": "user", "content": f"{system_prompt}\n\n{prompt}"}]
-        rendered = self._apply(turns)
-        if rendered is None:
-            raise InputError(f"models: {self.name}: the chat template fails on a single user turn; check its tokenizer")
-        return rendered
-
-    def _apply(self, turns: list[dict[str, str]]) -> str | None:
-        from jinja2 import TemplateError
-
-        try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        except TemplateError:
-            return None
+        return self._chat.render(prompt, system_prompt)
 
     def tokenize(self, prompts: Sequence[str], system_prompt: str | None = None) -> list[list[int]]:
         """Return the token ids of each prompt in its chat frame, with exactly one BOS where the tokenizer has one.
 
         Control tokens that a user wrote into a prompt are read as plain text: they do not end or begin a turn.
         """
-        ids = [self._ids(self.render(self._defuse(prompt), system_prompt)) for prompt in prompts]
-        return [self._one_bos(each) for each in ids]
+        return self._chat.tokenize(prompts, system_prompt)
 
-    def _defuse(self, prompt: str) -> str:
-        """Return the prompt with a space inside each control token, so that it is read as text."""
-        for token in self._control_tokens:
-            if token in prompt:
-                prompt = prompt.replace(token, f"{token[:1]} {token[1:]}")
-                self._notice("control tokens inside prompts were broken up by a space, so that they are read as text")
-        return prompt
-
-    @cached_property
-    def _control_tokens(self) -> tuple[str, ...]:
-        added = self.tokenizer.added_tokens_decoder.values()
-        special = {*self.tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
-        return tuple(sorted(token for token in special if len(token) > 1))
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _one_bos(self, ids: list[int]) -> list[int]:
-        bos = self.tokenizer.bos_token_id
-        adds_bos = bos is not None and bos in self.tokenizer("a")["input_ids"][:1]
-        if adds_bos and ids[:1] != [bos]:
-            return [bos, *ids]
-        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+    @property
+    def _chat(self) -> ChatFrame:
+        return ChatFrame(self.name, self.tokenizer, self.add_notice)
 
     def pad(self, token_ids: Sequence[Sequence[int]]) -> TokenBatch:
         """Return prompts as one left-padded batch on the model's device."""
@@ -293,50 +256,132 @@ class ChatModel:
         if site.kind is SiteKind.RESIDUALS:
             return block
         module = _walk(block, self.family.attention if site.kind is SiteKind.ATTENTION else self.family.mlp)
-        if module is None:
-            raise InputError(f"activation_layers: {self.name} has no site {site}")
+        assert module is not None, site  # `find_family` has seen it in every block
         return module
 
-    def _notice(self, text: str) -> None:
+    def on_site(self, site: Site, use: SiteUse) -> ExitStack:
+        """Call `use` with the site's value in every forward pass until the returned stack is closed.
+
+        Prefer `refusal.interventions`, whose context managers cannot be left open.
+        """
+        shape: list[torch.Size] = []
+
+        def note_shape(module: Any, args: Any, kwargs: Any) -> None:
+            shape[:] = [(args[0] if args else kwargs["hidden_states"]).shape]
+
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            value: Tensor = output[0] if isinstance(output, tuple) else output
+            changed = use(value.reshape(shape[0]) if shape else value)
+            if changed is None:
+                return None
+            changed = changed.reshape(value.shape)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        hooks = ExitStack()
+        if self.family.has_flat_mlp and site.kind is SiteKind.MLP:
+            before = self._blocks[site.layer].register_forward_pre_hook(note_shape, with_kwargs=True)
+            hooks.callback(before.remove)
+        hooks.callback(self.site_module(site).register_forward_hook(hook).remove)
+        return hooks
+
+    # Checks ----------------------------------------------------------------------------------------------------------
+
+    def check_sites(self) -> None:
+        """Run one short prompt forward and backward and raise if a site is not what it should be.
+
+        Raises:
+            InputError: A site's value has another shape than `[batch, pos, d_model]`, or editing it leaves the logits
+                as they are.
+        """
+        sites = self.sites()
+        ids = torch.arange(_PROBE_TOKENS, device=self.device)[None] % self.vocab_size
+        shifts = {site: torch.zeros(self.d_model, device=self.device, requires_grad=True) for site in sites}
+        acts: dict[Site, Tensor] = {}
+
+        def shift(site: Site) -> SiteUse:
+            def use(value: Tensor) -> Tensor:
+                acts[site] = value.detach().clone()
+                self._require(value.shape == (*ids.shape, self.d_model), site, f"its shape is {tuple(value.shape)}")
+                return value + shifts[site].to(value)
+
+            return use
+
+        with torch.enable_grad(), ExitStack() as stack:
+            for site in sites:
+                stack.enter_context(self.on_site(site, shift(site)))
+            logits = self.model(input_ids=ids, use_cache=False).logits[0, -1].float()
+            weights = torch.randn(len(logits), generator=torch.Generator().manual_seed(0)).to(logits)
+            gradients = torch.autograd.grad((logits * weights).sum(), list(shifts.values()), allow_unused=True)
+        for site, gradient in zip(sites, gradients, strict=True):
+            self._require(gradient is not None and bool(gradient.any()), site, "editing it leaves the logits unchanged")
+        self._note_remainder(acts)
+
+    def _require(self, holds: bool, site: Site, found: str) -> None:
+        if not holds:
+            raise InputError(
+                f"models: {self.name}: {site} is not found where the family {self.family.name!r} keeps it: {found}; a "
+                f"site is [batch, pos, {self.d_model}] and reaches the logits; add a row to FAMILIES in "
+                "src/refusal/models.py for this architecture"
+            )
+
+    def _note_remainder(self, acts: dict[Site, Float[Tensor, "batch pos d_model"]]) -> None:
+        """Say so where a block's output is not its input + attention + MLP."""
+        worst = 0.0
+        for layer in range(1, self.n_layers):
+            before, *terms, after = (
+                acts[site].float()
+                for site in (
+                    Site(SiteKind.RESIDUALS, layer - 1),
+                    Site(SiteKind.ATTENTION, layer),
+                    Site(SiteKind.MLP, layer),
+                    Site(SiteKind.RESIDUALS, layer),
+                )
+            )
+            written = after - before
+            worst = max(worst, float((sum(terms) - written).norm() / written.norm().clamp_min(1e-30)))
+        if worst > (1e-3 if self.dtype == torch.float32 else 0.1):
+            self.add_notice(
+                f"a block's output is not its input + attention + MLP (off by up to {worst:.0%} of what is written): "
+                "attention and MLP sites are scaled or normed before they reach the residual stream"
+            )
+
+    @cached_property
+    def masks_per_query(self) -> bool:
+        """Whether attention obeys a mask of its own for each query, `[batch, 1, query, key]`; tried, not assumed.
+
+        Two variants of a prompt's last token run side by side, each masked from the other, and as two prompts. Models
+        with ALiBi, for example, need the plain mask.
+        """
+        if getattr(self._text_config, "_attn_implementation", None) not in ("eager", "sdpa"):
+            return False
+        ids = torch.arange(_PROBE_TOKENS, device=self.device) % self.vocab_size
+        positions = torch.arange(_PROBE_TOKENS, device=self.device).clamp_max(_PROBE_TOKENS - 2)
+        allowed = torch.ones(_PROBE_TOKENS, _PROBE_TOKENS, device=self.device).tril().bool()
+        allowed[-1, -2] = False
+        alone = torch.cat([ids[:-2], ids[-1:]])
+        with torch.no_grad():
+            wanted = self.model(input_ids=alone[None], use_cache=False).logits[0, -1].float()
+            try:
+                found = self.model(
+                    input_ids=ids[None],
+                    attention_mask=additive_mask(allowed[None], self.dtype),
+                    position_ids=positions[None],
+                    use_cache=False,
+                ).logits[0, -1]
+            except (ValueError, RuntimeError, IndexError, TypeError) as error:
+                log.info("%s: takes no mask per query (%s)", self.name, error)
+                return False
+        tolerance = 1e-4 if self.dtype == torch.float32 else 0.05
+        return bool((found.float() - wanted).norm() <= tolerance * wanted.norm())
+
+    def add_notice(self, text: str) -> None:
+        """Keep a sentence that the result files will show, and log it once."""
         if text not in self.notices:
             self.notices.append(text)
             log.warning("%s: %s", self.name, text)
 
 
-def resolve(name: str) -> tuple[str, str | None]:
-    """Return where a model lies and its revision; a folder that is no model is told here, before anything loads.
-
-    Raises:
-        InputError: A shipped name that does not exist, or a folder without a model.
-    """
-    if name.startswith(embedded.PREFIX):
-        return str(embedded.model_path(name)), None
-    folder = Path(name).expanduser()
-    if folder.exists():
-        if not (folder / "config.json").is_file():
-            raise InputError(
-                f"models: {folder} holds no model (config.json is missing); give a Hugging Face model folder"
-            )
-        return str(folder), None
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise InputError(f"models: {name}: no such folder; give a Hugging Face model folder, a hub id or planted/NAME")
-    source, _, revision = name.partition("@")
-    return source, revision or None
-
-
-def resolve_device(device: str) -> torch.device:
-    """Return the device of a configured name."""
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of a configured name; auto is bfloat16 on CUDA and float32 elsewhere."""
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    found = getattr(torch, dtype)
-    assert isinstance(found, torch.dtype), dtype
-    return found
+def additive_mask(allowed: Bool[Tensor, "batch query key"], dtype: torch.dtype) -> Float[Tensor, "batch 1 query key"]:
+    """Return what attention adds to its scores: 0 where a query may look, the most negative number elsewhere."""
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min).unsqueeze(1)

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, PROMPTS, make_model, make_tokenizer
+from tokenizers import processors
+from torch import nn
 
 from refusal.errors import InputError
 from refusal.interventions import edit, record
-from refusal.models import ChatModel
+from refusal.models import ChatModel, find_family
 from refusal.sites import Site, SiteKind
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_check_sites_finds_nothing_wrong_and_says_nothing(tiny_model, family):
+    model = tiny_model(family)
+    model.check_sites()
+    assert model.notices == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -32,7 +45,7 @@ def test_sites_are_the_residual_stream_and_what_is_written_to_it(tiny_model, fam
             )
         )
         assert after.shape == (int(real.sum()), model.d_model)
-        torch.testing.assert_close(before + attention.reshape(before.shape) + mlp.reshape(before.shape), after)
+        torch.testing.assert_close(before + attention + mlp, after)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,6 +93,33 @@ def test_render_when_the_template_refuses_a_system_role_puts_it_before_the_user(
     assert "no system prompt" in model.notices[0]
 
 
+def test_render_of_a_system_prompt_that_the_template_trims_keeps_it_in_its_own_turn():
+    model = make_model("llama")
+    model.tokenizer = make_tokenizer("{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }} {% endfor %}")
+    assert model.render("tell me", "be kind\n") == "[system] be kind [user] tell me "
+    assert model.notices == []
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+@pytest.mark.parametrize("template", ["<s> {{ messages[0]['content'] }}", "{{ messages[0]['content'] }}"])
+def test_tokenize_gives_one_bos_whoever_adds_it(adds_bos, template):
+    model = make_model("llama")
+    model.tokenizer = make_tokenizer(template)
+    if adds_bos:
+        add = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 2)])
+        model.tokenizer.backend_tokenizer.post_processor = add
+    ids = model.tokenize(["tell me"])[0]
+    assert ids.count(2) == (1 if adds_bos or "<s>" in template else 0)
+
+
+def test_pad_without_a_pad_token_fills_with_an_end_token_and_masks_it(tiny_model):
+    model = make_model("llama")
+    model.tokenizer.pad_token = None
+    tokens = model.pad([[5], [5, 6, 7]])
+    assert tokens.input_ids.tolist() == [[3, 3, 5], [5, 6, 7]]
+    assert tokens.attention_mask.tolist() == [[0, 0, 1], [1, 1, 1]]
+
+
 def test_pad_is_on_the_left_with_positions_from_the_first_token(tiny_model):
     tokens = tiny_model("llama").pad([[5], [5, 6, 7]])
     assert tokens.attention_mask.tolist() == [[0, 0, 1], [1, 1, 1]]
@@ -102,17 +142,61 @@ def test_load_of_a_folder_gives_the_model(llama_folder):
     assert model.eos_token_ids == {3}
 
 
-def test_load_of_a_folder_without_a_model_says_what_is_missing(tmp_path):
-    with pytest.raises(InputError, match=r"config.json is missing"):
-        ChatModel.load(str(tmp_path), device="cpu")
+def copied(folder, to, *, without=(), **changed):
+    """Return a copy of a model folder, lacking files that begin in some ways, with the given JSON or bytes."""
+    shutil.copytree(folder, to, dirs_exist_ok=True)
+    for path in to.iterdir():
+        if path.name.startswith(without):
+            path.unlink()
+    for name, content in changed.items():
+        (to / f"{name}.json").write_text(json.dumps(content))
+    return to
+
+
+def weights_of(folder):
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [
+        (("config.json",), "config.json is missing;"),
+        (("model",), r"weights are missing \(\*\.safetensors\);"),
+        (("tokenizer",), r"a tokenizer is missing \(tokenizer.json\);"),
+        (
+            ("model", "config.json", "tokenizer"),
+            "config.json is missing, weights are missing .*, a tokenizer is missing",
+        ),
+    ],
+)
+def test_load_of_a_folder_that_lacks_files_names_all_of_them(llama_folder, tmp_path, without, said):
+    with pytest.raises(InputError, match=f"holds no model: {said}.* give a Hugging Face model folder"):
+        ChatModel.load(str(copied(llama_folder, tmp_path / "m", without=without)), device="cpu")
 
 
 def test_load_of_damaged_weights_is_an_input_error(llama_folder, tmp_path):
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / name).write_bytes((llama_folder / name).read_bytes())
-    (tmp_path / "model.safetensors").write_bytes(b"not weights")
+    folder = copied(llama_folder, tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(InputError, match=r"cannot be loaded.*get the whole model anew"):
+        ChatModel.load(str(folder), device="cpu")
+
+
+def test_load_when_the_checkpoint_lacks_a_weight_does_not_make_one_up(llama_folder, tmp_path):
+    weights = weights_of(llama_folder)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    folder = copied(llama_folder, tmp_path / "m")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"lacks 1 weights .* \(e.g. model.layers.1.mlp.up_proj.weight"):
+        ChatModel.load(str(folder), device="cpu")
+
+
+def test_load_when_a_weight_has_another_shape_is_an_input_error(llama_folder, tmp_path):
+    weights = weights_of(llama_folder)
+    weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(3, 3)
+    folder = copied(llama_folder, tmp_path / "m")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match="cannot be loaded"):
-        ChatModel.load(str(tmp_path), device="cpu")
+        ChatModel.load(str(folder), device="cpu")
 
 
 def test_load_of_a_path_that_does_not_exist_says_so():
@@ -120,7 +204,93 @@ def test_load_of_a_path_that_does_not_exist_says_so():
         ChatModel.load("./no/such/model", device="cpu")
 
 
-def test_load_of_an_unknown_model_type_is_an_input_error(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-type"}))
+def test_load_of_a_hub_id_that_cannot_be_reached_says_how_to_download_it(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nMore")
+
+    monkeypatch.setattr("refusal.loading.AutoConfig.from_pretrained", unreachable)
+    said = r"someone/chat@abc: cannot be loaded: We couldn't .*run: hf download someone/chat --revision abc$"
+    with pytest.raises(InputError, match=said):
+        ChatModel.load("someone/chat@abc", device="cpu")
+
+
+def test_load_of_a_model_that_does_not_generate_text_is_an_input_error(llama_folder, tmp_path):
+    folder = copied(llama_folder, tmp_path / "m", config={"model_type": "no-such-type"})
     with pytest.raises(InputError, match="cannot be loaded"):
-        ChatModel.load(str(tmp_path), device="cpu")
+        ChatModel.load(str(folder), device="cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")
+def test_load_on_a_device_that_is_not_there_says_which_are(llama_folder):
+    with pytest.raises(InputError, match=r"device: cuda is not available here .*allowed are auto, cpu"):
+        ChatModel.load(str(llama_folder), device="cuda")
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt_neox"])
+def test_load_reads_a_word_level_tokenizer_as_its_file_says(tmp_path, family):
+    made = make_model(family)
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    loaded = ChatModel.load(str(tmp_path), device="cpu")
+    assert loaded.tokenize(PROMPTS) == made.tokenize(PROMPTS)
+    assert loaded.render(PROMPTS[0]) == made.render(PROMPTS[0])
+
+
+def test_load_is_silent(llama_folder, capfd):
+    ChatModel.load(str(llama_folder), device="cpu")
+    assert "".join(capfd.readouterr()) == ""
+
+
+# Checks of the architecture -------------------------------------------------------------------------------------------
+
+
+def test_find_family_of_an_unknown_structure_names_the_known_ones_and_the_table():
+    with pytest.raises(InputError, match=r"structure of Linear is not known; known are .*GPT-2.*add a row to FAMILIES"):
+        find_family(nn.Linear(1, 1), "mine")
+
+
+def test_check_sites_when_a_path_leads_astray_says_which_site():
+    model = make_model("llama")
+    model.family = replace(model.family, mlp="mlp.up_proj")
+    with pytest.raises(InputError, match=r"mlp_0 is not found where .*: its shape is \(1, 6, 48\)"):
+        model.check_sites()
+
+
+def test_check_sites_when_an_edit_has_no_effect_says_which_site(monkeypatch):
+    model = make_model("llama")
+    model.model.lm_head.weight.data.zero_()
+    with pytest.raises(InputError, match=r"attention_0 .*editing it leaves the logits unchanged"):
+        model.check_sites()
+
+
+def test_check_sites_when_writers_are_scaled_gives_a_notice():
+    config = transformers.GraniteConfig(
+        vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        num_key_value_heads=2, residual_multiplier=0.5,
+    )  # fmt: skip
+    model = ChatModel("g", transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32), make_tokenizer())
+    model.check_sites()
+    assert "off by up to 100% of what is written" in model.notices[0]
+
+
+def test_masks_per_query_when_attention_ignores_the_mask_is_false(monkeypatch):
+    model = make_model("llama")
+    assert model.masks_per_query
+    deaf = make_model("llama")
+    original = deaf.model.model.forward
+
+    def causal_whatever_is_asked(*args, attention_mask=None, **kwargs):
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(deaf.model.model, "forward", causal_whatever_is_asked)
+    assert not deaf.masks_per_query
+
+
+def test_masks_per_query_with_alibi_is_false(tiny_model):
+    assert not tiny_model("bloom").masks_per_query
+
+
+def test_eos_are_those_of_the_generation_settings_and_the_tokenizer():
+    model = make_model("llama")
+    model.model.generation_config.eos_token_id = [7, 8]
+    assert model.eos_token_ids == {3, 7, 8}

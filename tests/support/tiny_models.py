@@ -32,6 +32,7 @@ _COMMON = {
     "eos_token_id": 3,
     "pad_token_id": 1,
 }
+_OPT = {key: value for key, value in _COMMON.items() if key != "intermediate_size"}
 _GROUPED = {**_COMMON, "num_key_value_heads": 2, "head_dim": 8}
 CONFIGURATIONS: dict[str, tuple[str, dict[str, object]]] = {
     "llama": ("LlamaConfig", _GROUPED),
@@ -47,6 +48,14 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, object]]] = {
     ),
     "phi3": ("Phi3Config", {**_COMMON, "num_key_value_heads": 2}),
     "olmo2": ("Olmo2Config", {**_COMMON, "num_key_value_heads": 2}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {**_GROUPED, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
+    "mixtral": ("MixtralConfig", {**_GROUPED, "num_local_experts": 4}),
+    "phi": ("PhiConfig", _COMMON),
+    "opt": ("OPTConfig", {**_OPT, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "bloom": ("BloomConfig", {"vocab_size": len(WORDS), "hidden_size": 32, "n_layer": 3, "n_head": 4}),
     "falcon": ("FalconConfig", {**_COMMON, "new_decoder_architecture": False}),
 }
 FAMILIES = tuple(CONFIGURATIONS)
