@@ -165,13 +165,11 @@ def _draw_edges(axes: Axes, drawn: Drawn) -> None:
 def _draw_nodes(axes: Axes, circuit: SparseFeatureCircuit, drawn: Drawn) -> None:
     largest = max(abs(circuit.record(node).attribution) for node in drawn.places) or 1.0
     halo: Mapping[str, Any] = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.82}
+    marks: dict[str, list[tuple[float, float, float, str]]] = {"o": [], "s": []}
     for node, (x, y) in drawn.places.items():
         record = circuit.record(node)
         area = _AREA[0] + (_AREA[1] - _AREA[0]) * abs(record.attribution) / largest
-        marker = "s" if node.is_error else "o"
-        axes.scatter(
-            [x], [y], s=area, marker=marker, color=_colour(record.attribution), edgecolors="white", lw=1, zorder=3
-        )
+        marks["s" if node.is_error else "o"].append((x, y, area, _colour(record.attribution)))
         right = (area**0.5 / 2 + 3, 0)
         text = f"{node} {number(record.attribution, signed=True)}\n{interval(record.interval)}".rstrip()
         axes.annotate(
@@ -186,6 +184,10 @@ def _draw_nodes(axes: Axes, circuit: SparseFeatureCircuit, drawn: Drawn) -> None
             bbox=dict(halo),
             zorder=4,
         )
+    for marker, found in marks.items():
+        if found:
+            xs, ys, areas, colours = zip(*found, strict=True)
+            axes.scatter(xs, ys, s=areas, marker=marker, color=colours, edgecolors="white", lw=1, zorder=3)
 
 
 def _colour(value: float) -> str:

@@ -233,7 +233,8 @@ def _foot(figure: Figure, comparison: Comparison) -> None:
         columnspacing=2.5,
     )
     note = (
-        "Bands: 95 % bootstrap intervals over prompts and SAE seeds. m: log-odds of refusing at the first answer token."
+        "Bands: 95 % bootstrap intervals over prompts and SAE seeds. m: log-odds of refusing at the first answer; "
+        "the difference is refused less complied (own, cross, random) or less counterfactual (direct)."
     )
     add_text(
         figure, 0.3, 0.15, wrapped(note, width - 0.6, 8.5), fontsize=8.5, va="bottom", color=FAINT, linespacing=1.3

@@ -107,8 +107,8 @@ def _look_next(paths: ResultPaths, report: Report, written: Sequence[Path]) -> l
     if report.models:
         first = report.models[0]
         suffix = next((path.suffix[1:] for path in written if path.parent.name == "visualizations"), "png")
-        wanted[paths.similarity_heatmap(first, suffix)] = "who shares with whom; one for each model"
-        wanted[paths.depth_profile(first, suffix)] = "where in depth; before commit counts"
+        wanted[paths.similarity_heatmap(first, suffix)] = "who shares with whom"
+        wanted[paths.depth_profile(first, suffix)] = "where in depth"
     wanted[paths.report_json] = "every number"
     return [(str(path.relative_to(paths.root)), content) for path, content in wanted.items() if path in written]
 

@@ -110,10 +110,10 @@ def _depth(comparison: Comparison) -> str:
 def _baseline(comparison: Comparison) -> str:
     baseline = comparison.baseline
     if baseline.average_similarity is None:
-        return f"{NOT_MEASURED} (the original rule, for comparison only)"
+        return f"{NOT_MEASURED} (original rule, for comparison only)"
     return (
         f"{number(baseline.average_similarity)}, reads {baseline.verdict} "
-        "(the original rule, for comparison only; it decides nothing)"
+        "(original rule, for comparison only; decides nothing)"
     )
 
 

@@ -27,7 +27,7 @@ from synthetic_results import (
     write_results,
 )
 
-from circuits.page import MOST_BYTES, html_page
+from circuits.page import html_page
 from circuits.page_data import STEPS, PageData, Texts, matrices, page_data, script_json
 from circuits.report import build_report, write_reports, write_text
 from circuits.summary import WIDTH, summary_text
@@ -332,15 +332,27 @@ def test_script_json_survives_lone_surrogates(tmp_path: Path) -> None:
     assert (tmp_path / "x.txt").read_bytes() == b"?"
 
 
-def test_a_large_result_is_cut_to_the_size_and_says_how_much_is_embedded(tmp_path: Path) -> None:
+def test_a_large_result_is_cut_to_the_size_and_says_how_much_is_embedded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worlds = [
-        replace(world, n_layers=4, latents_per_site=23, outputs={"prompt": "long " * 300, "response": "very " * 300})
+        replace(
+            world,
+            categories=MONOLITHIC.categories[:2],
+            groups=(),
+            latents_per_site=8,
+            n_layers=2,
+            outputs={"prompt": "long " * 300, "response": "very " * 300},
+        )
         for world in (MONOLITHIC, MODULAR)
     ]
     paths, report = results(tmp_path, *worlds)
+    assert len(html_page(report, texts(paths, report)).encode()) > 120_000
+    monkeypatch.setattr("circuits.page.MOST_BYTES", 120_000)
     html = html_page(report, texts(paths, report))
-    assert len(html.encode()) <= MOST_BYTES
+    assert len(html.encode()) <= 120_000
     assert re.search(r"embeds at most \d+ nodes a site and \d+ edges a circuit", Page(html).words)
+    assert f"at most {STEPS[0].nodes_a_site} nodes" not in Page(html).words
 
 
 def test_structure_is_shown_raw_with_its_ceiling_and_their_ratio() -> None:
