@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--layers", type=int, default=4)
     make.add_argument("--planted-layers", type=int, nargs="+", default=[1, 2])
     make.add_argument("--steps", type=int, default=6000)
+    make.add_argument("--start", type=Path, help="planted model of the same world to go on from")
     check = commands.add_parser("verify", help="run the causal checks on a model folder")
     check.add_argument("folder", type=Path)
     commands.add_parser("list", help="list the shipped models")
@@ -58,6 +59,8 @@ def _make(arguments: argparse.Namespace) -> int:
     )
     tokenizer = make_tokenizer()
     model = make_model(world, tokenizer)
+    if arguments.start is not None:
+        model.load_state_dict(AutoModelForCausalLM.from_pretrained(arguments.start).state_dict())
 
     def content() -> bool:
         checks = verify(world, model, tokenizer, n_prompts=500, seed=98)
