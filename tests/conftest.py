@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tiny_models import make_model
 
 from refusal.models import ChatModel
 
 torch.set_num_threads(1)
+settings.register_profile("no timing", deadline=None)  # a busy machine is not a failure
+settings.load_profile("no timing")
 
 
 @pytest.fixture(scope="session")

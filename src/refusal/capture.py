@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 AUTO_BATCH_TOKENS = 16_384
 """Prompt tokens of a batch when `batch_size` is auto; halved when memory runs out."""
 MAX_AUTO_BATCH = 256
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
+"""What torch says on CUDA and MPS, on the CPU, and in cuBLAS when memory runs out (lower case)."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _continue(
     for step in range(max_new_tokens):
         token = logits.argmax(-1)
         ended |= torch.isin(token, stops)
-        # an ended answer goes on with its end token: padding that no longer counts
+        # an ended answer runs on with the others; -1 marks what no longer belongs to it
         steps.append(torch.where(ended, -1, token))
         if step + 1 == max_new_tokens or bool(ended.all()):
             break
@@ -108,17 +110,18 @@ def _continue(
 
 
 def check_finite(found: Capture, prompt_ids: Sequence[str], model: ChatModel) -> None:
-    """Raise if an activation is NaN or infinite.
+    """Raise if an activation or a first-token logit is NaN or infinite.
 
     Raises:
-        InputError: Names the model, the site and prompts, and what to do.
+        InputError: Names the model, the first such site and its prompts, and what to do.
     """
-    for site, acts in found.readout.items():
-        bad = ~torch.isfinite(acts).all(-1)
-        if bad.any():
-            ids = [prompt_id for prompt_id, is_bad in zip(prompt_ids, bad.tolist(), strict=True) if is_bad]
+    is_finite = {str(site): torch.isfinite(acts).all(-1) for site, acts in sorted(found.readout.items())}
+    is_finite["the logits"] = torch.isfinite(found.first_token.logsumexp)
+    for place, finite in is_finite.items():
+        ids = [prompt_id for prompt_id, fine in zip(prompt_ids, finite.tolist(), strict=True) if not fine]
+        if ids:
             raise InputError(
-                f"models: {model.name}: activations of {len(ids)} prompts at {site} are not finite (e.g. {ids[0]}) in "
+                f"models: {model.name}: activations of {len(ids)} prompts at {place} are not finite (e.g. {ids[0]}) in "
                 f"{str(model.dtype).removeprefix('torch.')}; set dtype: float32, or check the model's weights. "
                 "What was captured before stays."
             )
@@ -148,18 +151,25 @@ def in_batches(n: int, size: int, run: Callable[[range], Result]) -> tuple[list[
         rows = range(first, min(n, first + size))
         try:
             results.append(run(rows))
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if "out of memory" not in str(error).lower():
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
                 raise
-            if size == 1:
+            if len(rows) == 1:
                 raise InputError(
                     "batch_size: memory ran out with a single prompt; use dtype: bfloat16, a smaller model or a "
                     "larger device. What was captured before stays."
                 ) from error
-            size = max(1, size // 2)
-            log.warning("memory ran out: batch size halved to %d", size)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        else:
+            first = rows.stop
             continue
-        first = rows.stop
+        # after the handler, which keeps the failed batch's tensors alive through its traceback
+        size = len(rows) // 2
+        log.warning("memory ran out: batch size halved to %d", size)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return results, size
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(phrase in said for phrase in OUT_OF_MEMORY)

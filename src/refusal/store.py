@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,8 +96,12 @@ class ActivationWriter:
         rows, tensors = _shard_paths(self.folder, index)
         if not rows.exists() or not tensors.exists():
             return False
-        content = read_json(rows, MADE_BY)
-        return bool(content.get("plan") == self.plan and content.get("sha256") == sha256_file(tensors))
+        try:
+            content = read_json(rows, MADE_BY)
+        except ArtefactError:  # damaged: to be captured again
+            return False
+        has_rows = isinstance(content, dict) and content.get("schema") == SCHEMA and content.get("plan") == self.plan
+        return bool(has_rows and content.get("sha256") == sha256_file(tensors))
 
     def write(self, index: int, shard: Shard) -> None:
         """Write one shard; it is complete when this returns, and not before."""
@@ -129,7 +134,15 @@ class ActivationWriter:
                 first = handle.get_slice(f"readout/{sites[0]}")
                 dtype, d_model = first.get_dtype(), first.get_shape()[1]
             ids = [answer["id"] for answer in content["answers"]]
-            shards.append({"file": path.name, "sha256": content["sha256"], "prompt_ids": ids})
+            shards.append(
+                {
+                    "file": path.name,
+                    "sha256": content["sha256"],
+                    "rows_file": rows.name,
+                    "rows_sha256": sha256_file(rows),
+                    "prompt_ids": ids,
+                }
+            )
         index_content = {
             "schema": SCHEMA,
             "position": "readout",
@@ -183,11 +196,36 @@ class ActivationStore:
         return [prompt_id for shard in self._index["shards"] for prompt_id in shard["prompt_ids"]]
 
     def readout(self, site: Site, prompt_ids: Sequence[str] | None = None) -> Float[Tensor, "prompt d_model"]:
-        """Return activations at the readout position as float32.
+        """Return activations at the readout position as float32; only the rows asked for are held in memory.
 
         Args:
             site: A captured site.
             prompt_ids: Which prompts, in this order; None for all in the order of `prompt_ids`.
+
+        Raises:
+            ArtefactError: The site or a prompt was not captured, or a shard is damaged.
+        """
+        wanted = self.prompt_ids if prompt_ids is None else list(prompt_ids)
+        self._require_ids(wanted)
+        acts = torch.empty(len(wanted), self.d_model)
+        places: dict[str, list[int]] = {}
+        for place, prompt_id in enumerate(wanted):
+            places.setdefault(prompt_id, []).append(place)
+        for ids, of_shard in self.iter_readout(site, wanted):
+            rows = [(row, place) for row, prompt_id in enumerate(ids) for place in places.get(prompt_id, ())]
+            if rows:
+                from_rows, to_places = zip(*rows, strict=True)
+                acts[list(to_places)] = of_shard[list(from_rows)]
+        return acts
+
+    def iter_readout(
+        self, site: Site, prompt_ids: Sequence[str] | None = None
+    ) -> Iterator[tuple[list[str], Float[Tensor, "prompt d_model"]]]:
+        """Yield the prompt ids and float32 activations of one shard after another.
+
+        Args:
+            site: A captured site.
+            prompt_ids: Skip shards that hold none of these; None for all shards.
         """
         if site not in self.sites:
             have = ", ".join(map(str, self.sites))
@@ -195,14 +233,14 @@ class ActivationStore:
                 f"{self.folder}: no activations of {site}; captured are {have}; add it to activation_layers and run: "
                 f"{MADE_BY}"
             )
-        parts = [handle.get_tensor(f"readout/{site}").float() for handle in self._shards()]
-        acts = torch.cat(parts)
-        return acts if prompt_ids is None else acts[self._rows(prompt_ids)]
+        wanted = None if prompt_ids is None else set(prompt_ids)
+        for ids, handle in self._shards(wanted):
+            yield ids, handle.get_tensor(f"readout/{site}").float()
 
     def first_token(self) -> TopLogits:
         """Return the largest first-token logits of all prompts."""
         parts = []
-        for handle in self._shards():
+        for _, handle in self._shards():
             ids, logits, total = (handle.get_tensor(f"first_token/{key}") for key in ("ids", "logits", "logsumexp"))
             parts.append(TopLogits(ids.long(), logits, total))
         return TopLogits.cat(parts)
@@ -210,31 +248,39 @@ class ActivationStore:
     def answers(self) -> list[Answer]:
         """Return what the model answered, in the order of `prompt_ids`."""
         found = []
-        for index in range(len(self._index["shards"])):
-            rows, _ = _shard_paths(self.folder, index)
+        for shard in self._index["shards"]:
+            rows = self._verified(shard["rows_file"], shard["rows_sha256"])
             found += [Answer(**answer) for answer in read_json(rows, MADE_BY)["answers"]]
         return found
 
-    def _rows(self, prompt_ids: Sequence[str]) -> list[int]:
-        row_of = {prompt_id: row for row, prompt_id in enumerate(self.prompt_ids)}
-        missing = [prompt_id for prompt_id in prompt_ids if prompt_id not in row_of]
+    def _require_ids(self, prompt_ids: Sequence[str]) -> None:
+        captured = set(self.prompt_ids)
+        missing = [prompt_id for prompt_id in prompt_ids if prompt_id not in captured]
         if missing:
             raise ArtefactError(
                 f"{self.folder}: no activations of {len(missing)} prompts, e.g. {missing[0]}; run: {MADE_BY}"
             )
-        return [row_of[prompt_id] for prompt_id in prompt_ids]
 
-    def _shards(self) -> Iterator[Any]:
+    def _shards(self, wanted: AbstractSet[str] | None = None) -> Iterator[tuple[list[str], Any]]:
+        """Yield the prompt ids and the open file of each shard that holds a wanted prompt, its checksum verified."""
         for shard in self._index["shards"]:
-            path = self.folder / shard["file"]
-            redo = f"delete it and run: {MADE_BY}"
-            if not path.exists():
-                raise ArtefactError(f"{path}: not found, though the index names it; run: {MADE_BY}")
-            if shard["file"] not in self._believed and sha256_file(path) != shard["sha256"]:
-                raise ArtefactError(f"{path}: damaged (its checksum is not the one that was written); {redo}")
-            self._believed.add(shard["file"])
+            if wanted is not None and wanted.isdisjoint(shard["prompt_ids"]):
+                continue
+            path = self._verified(shard["file"], shard["sha256"])
             try:
                 with safe_open(path, "pt") as handle:
-                    yield handle
+                    yield shard["prompt_ids"], handle
             except SafetensorError as error:
-                raise ArtefactError(f"{path}: damaged ({error}); {redo}") from error
+                raise ArtefactError(f"{path}: damaged ({error}); delete it and run: {MADE_BY}") from error
+
+    def _verified(self, name: str, checksum: str) -> Path:
+        """Return the path of a file that is there and as it was written; each file is read for this once."""
+        path = self.folder / name
+        if not path.exists():
+            raise ArtefactError(f"{path}: not found, though the index names it; run: {MADE_BY}")
+        if name not in self._believed and sha256_file(path) != checksum:
+            raise ArtefactError(
+                f"{path}: damaged (its checksum is not the one that was written); delete it and run: {MADE_BY}"
+            )
+        self._believed.add(name)
+        return path

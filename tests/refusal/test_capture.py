@@ -55,6 +55,22 @@ def test_answers_are_those_of_greedy_generation(tiny_model):
         assert found.answers[row] == wanted
 
 
+def test_a_prompt_does_not_feel_that_its_batch_mates_answers_end_early(tiny_model, monkeypatch):
+    model = tiny_model("gpt2")
+    token_ids = model.tokenize(PROMPTS)
+    plain = capture(model, token_ids, model.sites(), max_new_tokens=6)
+    second = [answer[1] for answer in plain.answers]
+    monkeypatch.setitem(model.__dict__, "eos_token_ids", frozenset({second[0], plain.answers[3][3]}))
+    together = capture(model, token_ids, model.sites(), max_new_tokens=6)
+    assert len({len(answer) for answer in together.answers}) > 1
+    for row, ids in enumerate(token_ids):
+        alone = capture(model, [ids], model.sites(), max_new_tokens=6)
+        assert alone.answers[0] == together.answers[row]
+        for site in model.sites():
+            assert torch.equal(together.readout[site], plain.readout[site])
+            torch.testing.assert_close(alone.readout[site][0], together.readout[site][row], atol=1e-5, rtol=1e-5)
+
+
 def test_capture_when_an_answer_ends_at_once_is_empty_and_ended(tiny_model, monkeypatch):
     model = tiny_model("llama")
     token_ids = model.tokenize(PROMPTS)
@@ -66,19 +82,28 @@ def test_capture_when_an_answer_ends_at_once_is_empty_and_ended(tiny_model, monk
     assert found.ended[0]
 
 
-def test_batches_when_memory_runs_out_are_halved_and_nothing_is_lost():
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("MPS backend out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_batches_when_memory_runs_out_are_halved_and_nothing_is_lost(error):
     tried = []
 
     def run(rows):
         tried.append(len(rows))
         if len(rows) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return list(rows)
 
-    results, size = in_batches(7, 8, run)
-    assert [row for part in results for row in part] == list(range(7))
+    results, size = in_batches(9, 8, run)
+    assert [row for part in results for row in part] == list(range(9))
     assert size == 2
-    assert tried[:2] == [7, 4]
+    assert tried == [8, 4, 2, 2, 2, 2, 1]
 
 
 def test_batches_when_one_prompt_does_not_fit_say_what_to_do():
@@ -102,6 +127,14 @@ def test_activations_that_are_not_finite_name_the_site_and_the_prompt(tiny_model
     found = capture(model, model.tokenize(PROMPTS), model.sites(), max_new_tokens=1)
     found.readout[Site.parse("mlp_1")][2, 0] = float("nan")
     with pytest.raises(InputError, match=r"1 prompts at mlp_1 are not finite \(e.g. p2\) in float32"):
+        check_finite(found, ["p0", "p1", "p2", "p3", "p4"], model)
+
+
+def test_logits_that_are_not_finite_are_told_when_no_site_shows_it(tiny_model):
+    model = tiny_model("llama")
+    found = capture(model, model.tokenize(PROMPTS), [], max_new_tokens=1)
+    found.first_token.logsumexp[4] = float("inf")
+    with pytest.raises(InputError, match=r"1 prompts at the logits are not finite \(e.g. p4\).*dtype: float32"):
         check_finite(found, ["p0", "p1", "p2", "p3", "p4"], model)
 
 

@@ -41,6 +41,25 @@ def test_readout_follows_the_ids_asked_for(folder):
     assert store.sites == sorted(SITES)
 
 
+def test_readout_of_some_prompts_opens_only_their_shards(folder):
+    (folder / "shard-00000.safetensors").unlink()
+    store = ActivationStore(folder)
+    wanted = make_shard(4, 3).readout[SITES[0]]
+    assert torch.equal(store.readout(SITES[0], ["p6", "p4", "p6"]), wanted[[2, 0, 2]])
+    assert store.readout(SITES[0], []).shape == (0, 8)
+
+
+def test_iter_readout_gives_one_shard_after_another(folder):
+    found = list(ActivationStore(folder).iter_readout(SITES[1]))
+    assert [ids for ids, _ in found] == [["p0", "p1", "p2", "p3"], ["p4", "p5", "p6"]]
+    assert torch.equal(found[1][1], make_shard(4, 3).readout[SITES[1]])
+
+
+def test_prompts_that_were_not_captured_are_told(folder):
+    with pytest.raises(ArtefactError, match=r"no activations of 2 prompts, e.g. q1"):
+        ActivationStore(folder).readout(SITES[0], ["p0", "q1", "q2"])
+
+
 def test_first_token_logits_and_answers_come_back(folder):
     store = ActivationStore(folder)
     top = store.first_token()
@@ -64,6 +83,40 @@ def test_a_shard_is_complete_only_whole_and_under_its_plan(folder):
     path = folder / "shard-00000.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     assert not ActivationWriter(folder, plan="a").is_complete(0)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_shard_with_a_damaged_row_file_is_captured_again(folder, content):
+    (folder / "shard-00000.json").write_text(content)
+    assert not ActivationWriter(folder, plan="a").is_complete(0)
+
+
+def test_a_write_that_is_cut_off_leaves_no_complete_shard_and_no_rubbish(folder, monkeypatch):
+    def cut_off(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("refusal.store.write_json", cut_off)
+    writer = ActivationWriter(folder, plan="b")
+    with pytest.raises(KeyboardInterrupt):
+        writer.write(0, make_shard(0, 4))
+    assert not writer.is_complete(0)
+    assert not [path for path in folder.iterdir() if "partial" in path.name]
+
+
+def test_top_logits_are_the_largest_with_the_sum_over_all():
+    logits = torch.randn(3, 2000, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    top = TopLogits.of(logits)
+    assert top.ids.shape == (3, 1024)
+    assert torch.equal(logits.gather(1, top.ids), top.logits)
+    assert torch.equal(top.logits[:, 0], logits.max(dim=1).values)
+    torch.testing.assert_close(top.logsumexp, logits.logsumexp(dim=1))
+
+
+def test_answers_of_a_changed_row_file_are_not_believed(folder):
+    path = folder / "shard-00001.json"
+    path.write_text(path.read_text().replace("sure", "sorry"))
+    with pytest.raises(ArtefactError, match=r"shard-00001.json: damaged"):
+        ActivationStore(folder).answers()
 
 
 def test_writing_twice_gives_the_same_bytes(folder, tmp_path):
