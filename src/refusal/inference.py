@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from tqdm import tqdm
@@ -22,7 +22,7 @@ from refusal.capture import Capture, batch_size_for, capture, check_finite, in_b
 from refusal.config import Config
 from refusal.errors import InputError
 from refusal.evaluation import evaluate
-from refusal.labels import classify_detailed
+from refusal.labels import Judgement, classify_detailed
 from refusal.metric import OpenersUnavailable, RefusalMetric, learn_openers, score_top_logits
 from refusal.models import ChatModel
 from refusal.prompts import Draw, Prompt, draw, load_prompts
@@ -55,30 +55,33 @@ def run_inference(config: Config, model_name: str, paths: ResultPaths) -> None:
     drawn = draw_prompts(config)
     model = ChatModel.load(model_name, device=config.device, dtype=config.dtype)
     sites = model.resolve_sites(config.activation_layers)
-    token_ids = _tokenize(model, drawn.prompts, config)
+    token_ids = model.tokenize([prompt.text for prompt in drawn.prompts], config.system_prompt)
+    require_room(model, drawn.prompts, token_ids, config.max_new_tokens)
     prefix = shared_answer_prefix(model, drawn.prompts, token_ids, config.max_new_tokens)
-    run = _Run(config, model, sites, paths, prefix)
-    run.capture_all(drawn.prompts, [[*ids, *prefix] for ids in token_ids])
+    token_ids = [[*ids, *prefix] for ids in token_ids]
+    require_room(model, drawn.prompts, token_ids, config.max_new_tokens)
+    _Run(config, model, sites, paths, prefix).capture_all(drawn.prompts, token_ids)
     write_behaviour(model, drawn, paths, prefix)
 
 
-def _tokenize(model: ChatModel, prompts: Sequence[Prompt], config: Config) -> list[list[int]]:
-    token_ids = model.tokenize([prompt.text for prompt in prompts], config.system_prompt)
+def require_room(
+    model: ChatModel, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+    """Raise if a prompt and its answer are longer than the model's context.
+
+    Raises:
+        InputError: Names the longest prompt, its tokens and the limit.
+    """
     limit = model.context_length
-    if limit is not None:
-        too_long = [
-            (prompt.id, len(ids))
-            for prompt, ids in zip(prompts, token_ids, strict=True)
-            if len(ids) + config.max_new_tokens > limit
-        ]
-        if too_long:
-            worst_id, worst = max(too_long, key=lambda item: item[1])
-            raise InputError(
-                f"dataset_dir: {len(too_long)} prompts do not fit the context of {model.name}: prompt {worst_id} has "
-                f"{worst} tokens and max_new_tokens is {config.max_new_tokens}, the limit is {limit} together; "
-                "shorten or remove them, or lower max_new_tokens"
-            )
-    return token_ids
+    lengths = [(len(ids), prompt.id) for prompt, ids in zip(prompts, token_ids, strict=True)]
+    too_long = [] if limit is None else [entry for entry in lengths if entry[0] + max_new_tokens > limit]
+    if too_long:
+        longest, prompt_id = max(too_long)
+        raise InputError(
+            f"dataset_dir: {len(too_long)} prompts do not fit the context of {model.name}: prompt {prompt_id} has "
+            f"{longest} tokens and max_new_tokens is {max_new_tokens}, the limit is {limit} together; "
+            "shorten or remove them, or lower max_new_tokens"
+        )
 
 
 class _Run:
@@ -102,11 +105,11 @@ class _Run:
         self.batch_size = batch_size_for(token_ids, self.config.batch_size)
         with tqdm(total=len(order), desc=f"inference: {self.model.name}", unit="prompt", disable=None) as bar:
             for index, rows in enumerate(shards):
-                if not writer.is_complete(index):
-                    writer.write(
-                        index, self._shard([prompts[row].id for row in rows], [token_ids[row] for row in rows])
-                    )
-                bar.update(len(rows))
+                if writer.is_complete(index):
+                    bar.update(len(rows))
+                    continue
+                ids = [prompts[row].id for row in rows]
+                writer.write(index, self._shard(ids, [token_ids[row] for row in rows], bar.update))
         writer.finish(len(shards))
 
     def _plan(self, prompts: Sequence[Prompt], token_ids: list[list[int]]) -> str:
@@ -117,14 +120,18 @@ class _Run:
             "sites": [str(site) for site in self.sites],
             "dtype": str(self.model.dtype),
             "max_new_tokens": self.config.max_new_tokens,
+            "ends": sorted(self.model.eos_token_ids),
+            "prefix": list(self.prefix),
+            "shard": SHARD_PROMPTS,
             "model": _weights_digest(self.model),
         }
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
-    def _shard(self, ids: list[str], token_ids: list[list[int]]) -> Shard:
+    def _shard(self, ids: list[str], token_ids: list[list[int]], progress: Callable[[int], object]) -> Shard:
         def run(rows: range) -> Capture:
             found = capture(self.model, token_ids[rows.start : rows.stop], self.sites, self.config.max_new_tokens)
             check_finite(found, ids[rows.start : rows.stop], self.model)
+            progress(len(rows))
             return found
 
         parts, self.batch_size = in_batches(len(ids), self.batch_size, run)
@@ -153,31 +160,26 @@ def _weights_digest(model: ChatModel) -> str:
 
 
 def write_behaviour(model: ChatModel, drawn: Draw, paths: ResultPaths, prefix: tuple[int, ...] = ()) -> None:
-    """Judge the stored responses and write labels, outputs and rates."""
+    """Judge the stored responses and write labels, outputs and rates.
+
+    Args:
+        model: The model that answered.
+        drawn: Its prompts; the files follow their order.
+        paths: Where the activation store is, and where the files go.
+        prefix: Tokens that were moved from the answers into the prompts.
+    """
     store = ActivationStore(paths.activations(model.name))
     answer_of = {answer.id: answer for answer in store.answers()}
     answers = [answer_of[prompt.id] for prompt in drawn.prompts]
     judgements = classify_detailed([answer.response for answer in answers])
     learned = learn_openers([answer.first_token_id for answer in answers], [j.behaviour for j in judgements])
-    scores: dict[str, float] = {}
-    if isinstance(learned, RefusalMetric):
-        values = score_top_logits(learned, store.first_token()).tolist()
-        scores = dict(zip(store.prompt_ids, values, strict=True))
+    scores = _first_token_scores(learned, store)
     labels = RefusalLabels.build(
         model=model.name,
         openers=_openers(model, learned, prefix),
         notices=(*drawn.notices, *model.notices),
         prompts=tuple(
-            PromptLabel(
-                id=prompt.id,
-                category=prompt.category,
-                dataset_label=prompt.dataset_label.value,
-                source=prompt.source.value,
-                behaviour=judgement.behaviour.value,
-                rule=judgement.rule,
-                first_token_id=answer.first_token_id,
-                first_token_score=scores.get(prompt.id),
-            )
+            _label(prompt, answer, judgement, scores)
             for prompt, answer, judgement in zip(drawn.prompts, answers, judgements, strict=True)
         ),
     )
@@ -191,6 +193,26 @@ def write_behaviour(model: ChatModel, drawn: Draw, paths: ResultPaths, prefix: t
     outputs.save(paths.model_outputs(model.name))
     evaluate(labels).save(paths.evaluation(model.name))
     labels.save(paths.refusal_labels(model.name))
+
+
+def _first_token_scores(learned: RefusalMetric | OpenersUnavailable, store: ActivationStore) -> dict[str, float]:
+    """Return m by prompt id; nothing where no openers could be learned."""
+    if isinstance(learned, OpenersUnavailable):
+        return {}
+    return dict(zip(store.prompt_ids, score_top_logits(learned, store.first_token()).tolist(), strict=True))
+
+
+def _label(prompt: Prompt, answer: Answer, judgement: Judgement, scores: Mapping[str, float]) -> PromptLabel:
+    return PromptLabel(
+        id=prompt.id,
+        category=prompt.category,
+        dataset_label=prompt.dataset_label.value,
+        source=prompt.source.value,
+        behaviour=judgement.behaviour.value,
+        rule=judgement.rule,
+        first_token_id=answer.first_token_id,
+        first_token_score=scores.get(prompt.id),
+    )
 
 
 def _openers(model: ChatModel, learned: RefusalMetric | OpenersUnavailable, prefix: tuple[int, ...]) -> Openers:
