@@ -77,7 +77,7 @@ class Effects:
 
     metric: Float[Tensor, " prompt"]
     """m of the unchanged prompt, logits."""
-    effect: list[Float[Tensor, "variant prompt"]]
+    effect: list[Float[Tensor, "_ prompt"]]
     """Per job: m(x) - m(x'), logits."""
 
 

@@ -190,7 +190,7 @@ class CircuitStudy:
         return float((total - change).abs().sum() / change.abs().sum().clamp_min(1e-12))
 
     def _edges(
-        self, category: int, chosen: list[Int[Tensor, " node"]], rows: tuple[int, ...]
+        self, category: int, chosen: list[Int[Tensor, " _"]], rows: tuple[int, ...]
     ) -> tuple[list[CircuitEdge], dict[str, float | None]]:
         """Return the edges between consecutive sites and, per target site, the share that none explains."""
         prompts = [int(row) for row in self.evidence.contrasts.rows(category, refused=True)]

@@ -102,7 +102,7 @@ class CorrelationCircuit:
     """The 100 strongest, as pairs of node indices."""
 
 
-def correlation_circuit(latents: list[Float[np.ndarray, "prompt d_sae"]], behaviour: np.ndarray) -> CorrelationCircuit:
+def correlation_circuit(latents: list[Float[np.ndarray, "prompt _"]], behaviour: np.ndarray) -> CorrelationCircuit:
     """Return one category's circuit by the original rule.
 
     Per site: importance I_f = |Pearson(z_f, y)|, nodes with I_f > 0.1 max I; edges between consecutive sites where

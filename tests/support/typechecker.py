@@ -1,0 +1,24 @@
+"""The checker of annotations during tests: `pytest --jaxtyping-packages=refusal,circuits,typechecker.check`.
+
+beartype, with three allowances. An integer is a float, as for mypy. `Self` is not looked at: the hook decorates
+functions one by one, and a function alone does not know its class. A function of a protocol that exists for mypy alone
+goes unchecked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+from beartype import BeartypeConf, FrozenDict, beartype
+from beartype.roar import BeartypeDecorHintPep3119Exception
+
+_check = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=FrozenDict({Self: Any})))
+
+
+def check(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with its annotations checked at each call."""
+    try:
+        return _check(function)
+    except BeartypeDecorHintPep3119Exception:
+        return function
