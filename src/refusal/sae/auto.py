@@ -1,11 +1,18 @@
 """What `auto` means for an SAE: named rules that return a value and the reason for it.
 
-Rules were set by the study in METHOD.md's terms: width by held-out FVU, sparsity by agreement between seeds, since
-held-out FVU always prefers more active latents while seeds then find different ones.
+The rules come from measurements on planted models and on data made of known features, at 1,000 to 60,000 rows:
+
+- width: at a given k, held-out FVU and recovery of true features are best together at about 16 rows per latent; with
+  fewer an SAE learns its rows by heart, and seeds share nothing;
+- k: held-out FVU always prefers more, agreement between seeds does not: too many cost more than too few;
+- batch: small batches regularise. At 2,000 rows, 64 instead of 256 a step took held-out FVU from .49 to .38 and the
+  share of true features found from .36 to .7;
+- learning rate: Adam moves every entry by about lr, and entries of a unit row are 1 / sqrt(d_model).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -14,17 +21,19 @@ from refusal.sae.trainer import Recipe
 
 T = TypeVar("T", int, float)
 
-ROWS_PER_LATENT = 4
-"""Training rows for each latent."""
-MIN_LATENTS = 8
-MAX_LATENTS_PER_DIMENSION = 4
-"""Latents for each dimension of the activations, at most."""
+ROWS_PER_LATENT = 16
+MIN_LATENTS = 16
+MAX_LATENTS = 16_384
+MAX_LATENTS_PER_DIMENSION = 8
+STEPS_PER_EPOCH = 32
+MIN_BATCH = 32
 MAX_BATCH = 1024
-MIN_STEPS_PER_EPOCH = 4
-"""An epoch has at least this many steps, so that small data give small batches."""
-MAX_EPOCHS = 500
-MIN_STEPS = 1000
+EPOCHS = 100
+MIN_STEPS = 3_000
 MAX_STEPS = 20_000
+LR = 8e-3
+LR_UP_TO_WIDTH = 256
+LR_UP_TO_LATENTS = 4_096
 
 
 @dataclass(frozen=True)
@@ -44,54 +53,56 @@ class Resolved:
 
 
 def auto_d_sae(n_rows: int, d_model: int) -> Auto[int]:
-    """Return the number of latents for `n_rows` training rows of width `d_model`; a multiple of 8.
+    """Return the number of latents for `n_rows` training rows of width `d_model`, a multiple of 8.
 
-    >>> auto_d_sae(900, 64).value
-    224
+    >>> auto_d_sae(900, 64).value, auto_d_sae(10**6, 64).value
+    (56, 512)
     """
-    most = MAX_LATENTS_PER_DIMENSION * d_model
-    value = max(MIN_LATENTS, min(most, n_rows // ROWS_PER_LATENT) // 8 * 8)
-    return Auto(value, f"one latent per {ROWS_PER_LATENT} of the {n_rows} training rows, at most {most} (4 d_model)")
+    most = min(MAX_LATENTS, MAX_LATENTS_PER_DIMENSION * d_model)
+    value = max(MIN_LATENTS, min(most, round(n_rows / ROWS_PER_LATENT / 8) * 8))
+    return Auto(value, f"one latent per {ROWS_PER_LATENT} of the {n_rows} training rows, {MIN_LATENTS} to {most}")
 
 
 def auto_k(d_sae: int, d_model: int) -> Auto[int]:
-    """Return the number of active latents: low, because too many make seeds disagree.
+    """Return the number of active latents.
 
-    >>> auto_k(256, 64).value, auto_k(2048, 4096).value
-    (6, 32)
+    >>> auto_k(56, 64).value, auto_k(2048, 4096).value
+    (4, 32)
     """
-    value = max(1, min(32, d_sae // 4, round(1.5 * d_model**0.5 / 2)))
-    return Auto(value, "0.75 sqrt(d_model), 1 to 32 and at most d_sae / 4: when unsure low, too high hurts more")
+    value = max(1, min(d_sae // 4, round(d_model**0.5 / 2)))
+    return Auto(value, "half the root of d_model, at most d_sae / 4; when unsure low: too many make seeds disagree")
 
 
 def auto_batch_size(n_rows: int) -> Auto[int]:
-    """Return the rows per step.
+    """Return the rows per step, a power of 2.
 
     >>> auto_batch_size(900).value, auto_batch_size(10**6).value
-    (225, 1024)
+    (32, 1024)
     """
-    value = max(1, min(MAX_BATCH, n_rows // MIN_STEPS_PER_EPOCH))
-    return Auto(value, f"a quarter of the {n_rows} training rows, at most {MAX_BATCH}")
+    wanted = 2 ** math.ceil(math.log2(max(1.0, n_rows / STEPS_PER_EPOCH)))
+    value = min(max(MIN_BATCH, min(MAX_BATCH, wanted)), n_rows)
+    return Auto(value, f"1/{STEPS_PER_EPOCH} of the {n_rows} training rows, {MIN_BATCH} to {MAX_BATCH}")
 
 
 def auto_steps(n_rows: int, batch_size: int) -> Auto[int]:
     """Return the steps at most; training stops earlier once held-out FVU no longer falls.
 
-    >>> auto_steps(900, 225).value, auto_steps(10**6, 1024).value
-    (2000, 20000)
+    >>> auto_steps(900, 32).value, auto_steps(10**6, 1024).value
+    (3000, 20000)
     """
-    value = max(MIN_STEPS, min(MAX_STEPS, MAX_EPOCHS * n_rows // batch_size))
-    return Auto(value, f"{MAX_EPOCHS} passes over the rows, {MIN_STEPS} to {MAX_STEPS}, with early stopping")
+    value = max(MIN_STEPS, min(MAX_STEPS, EPOCHS * n_rows // batch_size))
+    return Auto(value, f"{EPOCHS} passes over the training rows, {MIN_STEPS} to {MAX_STEPS}, with early stopping")
 
 
-def auto_lr(d_sae: int) -> Auto[float]:
+def auto_lr(d_sae: int, d_model: int) -> Auto[float]:
     """Return Adam's learning rate in normalised space.
 
-    >>> auto_lr(224).value, auto_lr(16384).value
-    (0.002, 0.0005)
+    >>> auto_lr(56, 64).value, auto_lr(2048, 4096).value
+    (0.008, 0.002)
     """
-    value = 2e-3 * min(1.0, (1024 / d_sae) ** 0.5)
-    return Auto(value, "0.002, above 1,024 latents falling with the root of their number")
+    value = LR * min(1.0, (LR_UP_TO_WIDTH / d_model) ** 0.5) * min(1.0, (LR_UP_TO_LATENTS / d_sae) ** 0.5)
+    reason = f"{LR:g}, falling with the root of d_model above {LR_UP_TO_WIDTH} and of d_sae above {LR_UP_TO_LATENTS}"
+    return Auto(value, reason)
 
 
 def resolve(config: SaeConfig, n_rows: int, d_model: int) -> Resolved:
@@ -115,5 +126,5 @@ def resolve(config: SaeConfig, n_rows: int, d_model: int) -> Resolved:
         reasons["batch_size"] = f"configured as {batch_size}, shrunk to the {n_rows} training rows there are"
         batch_size = n_rows
     steps = settle("steps", config.steps, auto_steps(n_rows, batch_size))
-    lr = settle("lr", config.lr, auto_lr(d_sae))
+    lr = settle("lr", config.lr, auto_lr(d_sae, d_model))
     return Resolved(Recipe(d_sae=d_sae, k=k, steps=steps, batch_size=batch_size, lr=lr), reasons)

@@ -105,8 +105,9 @@ def dense_gradients(weights: Weights, acts: Float[Tensor, "sae batch d_model"], 
     total = loss.sum()
     if aux is not None and bool(aux.dead.any()):
         total = total + aux.coefficient * _aux_loss(w, pre, error.detach(), aux.dead).sum()
-    found = torch.autograd.grad(total, w)
-    return Step(Weights(*found), loss.detach(), (latents.detach() > 0).sum(1).to(acts.dtype))
+    # Contiguous, because the fused Adam reads gradients as if they lay like the weights.
+    found = Weights(*(gradient.contiguous() for gradient in torch.autograd.grad(total, w)))
+    return Step(found, loss.detach(), (latents.detach() > 0).sum(1).to(acts.dtype))
 
 
 def _aux_loss(

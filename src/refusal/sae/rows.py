@@ -159,12 +159,16 @@ class RowStream:
         self._generator = generator
         self._pending = torch.empty(0, dtype=torch.long)
 
-    def next(self) -> Int[Tensor, " batch"]:
-        """Return the numbers of the rows of the next batch."""
-        while len(self._pending) < self._batch_size:
-            self._pending = torch.cat([self._pending, self._epoch()])
-        batch, self._pending = self._pending[: self._batch_size], self._pending[self._batch_size :]
-        return batch
+    def next(self, n_batches: int) -> Int[Tensor, "step batch"]:
+        """Return the numbers of the rows of the next batches."""
+        n_rows = n_batches * self._batch_size
+        parts, n_drawn = [self._pending], len(self._pending)
+        while n_drawn < n_rows:
+            parts.append(self._epoch())
+            n_drawn += len(parts[-1])
+        drawn = torch.cat(parts)
+        self._pending = drawn[n_rows:]
+        return drawn[:n_rows].view(n_batches, self._batch_size)
 
     def _epoch(self) -> Int[Tensor, " row"]:
         offset = torch.rand((), dtype=torch.float64, generator=self._generator)

@@ -3,7 +3,7 @@
 1. Rows: the readout position of every prompt that has a label, in the order of prompt ids, so that neither shuffling
    nor batching changes a result. A tenth of the prompts of each category and behaviour is held out.
 2. `auto` settings are resolved for that number of rows and logged with their reasons.
-3. Sites and seeds are packed into stacks that train as one job (`plan_stacks`); tiny stacks run side by side.
+3. Sites and seeds are packed into stacks that train as one job (`plan_stacks`).
 4. Each SAE is written as it is done: weights, `cfg.json`, history, and last `metrics.json`, which holds the checksum of
    the weights and the fingerprint of all inputs. An SAE whose `metrics.json` fits is not trained again.
 5. When all seeds of a site are there, their agreement is added to the first seed's `metrics.json`.
@@ -17,10 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -58,7 +56,7 @@ TRAINER_VERSION = 1
 STACK_VALUES = 2**19
 """Pre-activations of one step of a stack, at most (2 MiB, what caches hold); an SAE with more trains alone."""
 TINY_PRODUCT = 2**25
-"""Multiplications of one SAE's encoder per step up to which a thread of its own does more than a share of each step."""
+"""Multiplications of a stack's encoders per step up to which one thread is faster than several."""
 
 
 def train_model_saes(config: Config, model_name: str, paths: ResultPaths) -> None:
@@ -169,70 +167,43 @@ class _Stage:
 # Training ------------------------------------------------------------------------------------------------------------
 
 
-class _StoppedError(Exception):
-    """Another stack failed or the run was interrupted."""
-
-
 class _Training:
     """Trains a stage's jobs, stack by stack."""
 
     def __init__(self, stage: _Stage) -> None:
         self.stage = stage
         self.resolved: Resolved = resolve(stage.config.sae, len(stage.split.train), stage.store.d_model)
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
 
     def run(self) -> None:
         """Train what is not up to date, then note how well the seeds agree."""
-        recipe, width = self.resolved.recipe, self.stage.store.d_model
+        recipe = self.resolved.recipe
         for name, reason in self.resolved.reasons.items():
             log.info("%s: sae.%s = %s (%s)", self.stage.model_name, name, getattr(recipe, name), reason)
         check_recipe(recipe, len(self.stage.split.train))
         stacks = plan_stacks(self.stage.jobs, recipe)
-        is_tiny = recipe.batch_size * recipe.d_sae * width <= TINY_PRODUCT
         total = len(stacks) * recipe.steps
         with tqdm(total=total, desc=f"saes: {self.stage.model_name}", unit="step", disable=None) as bar:
-            self._run_stacks(stacks, bar, min(len(stacks), torch.get_num_threads()) if is_tiny else 1)
-        self._note_stability()
-
-    def _run_stacks(self, stacks: Sequence[tuple[Job, ...]], bar: Any, n_workers: int) -> None:
-        """Train stacks one after the other, or tiny ones in a thread each.
-
-        To share out operations of some 0.1 ms among threads costs more than it gains, so tiny stacks have one each.
-        """
-        if n_workers == 1:
             for stack in stacks:
                 self._train_stack(stack, bar)
-            return
-        with _torch_threads(1), ThreadPoolExecutor(n_workers) as pool:
-            futures = [pool.submit(self._train_stack, stack, bar) for stack in stacks]
-            try:
-                for future in futures:
-                    future.result()
-            finally:
-                self._stopped.set()  # after an error or an interruption the others end at their next evaluation
-                pool.shutdown(cancel_futures=True)
+        self._note_stability()
 
     def _train_stack(self, stack: tuple[Job, ...], bar: Any) -> None:
         by_site = {site: self.stage.rows(site) for site in dict.fromkeys(job.site for job in stack)}
         prints = {job: self._fingerprint(job, by_site[job.site]) for job in stack}
-        done = 0
+        if all(is_complete(job.folder, prints[job]) for job in stack):
+            bar.update(self.resolved.recipe.steps)
+            return
+        tasks = [Task(job.site.name, job.seed, by_site[job.site]) for job in stack]
+        with _torch_threads(1) if self._is_tiny(stack) else nullcontext():
+            results = train_stack(tasks, self.stage.split, self.resolved.recipe, bar.update)
+        bar.update(self.resolved.recipe.steps - max(trained.history[-1].step for trained in results))
+        for job, trained in zip(stack, results, strict=True):
+            self._write(job, trained, by_site[job.site], prints[job])
 
-        def on_steps(n: int) -> None:
-            nonlocal done
-            done += n
-            with self._lock:
-                bar.update(n)
-            if self._stopped.is_set():
-                raise _StoppedError
-
-        if not all(is_complete(job.folder, prints[job]) for job in stack):
-            tasks = [Task(job.site.name, job.seed, by_site[job.site]) for job in stack]
-            results = train_stack(tasks, self.stage.split, self.resolved.recipe, on_steps)
-            for job, trained in zip(stack, results, strict=True):
-                self._write(job, trained, by_site[job.site], prints[job])
-        with self._lock:
-            bar.update(self.resolved.recipe.steps - done)
+    def _is_tiny(self, stack: tuple[Job, ...]) -> bool:
+        """Return whether sharing out each step of a stack among threads would cost more than it gains."""
+        recipe = self.resolved.recipe
+        return len(stack) * recipe.batch_size * recipe.d_sae * self.stage.store.d_model <= TINY_PRODUCT
 
     def _fingerprint(self, job: Job, rows: TensorRows) -> str:
         """Return a hash of all that decides the weights of an SAE."""
