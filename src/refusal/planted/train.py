@@ -52,7 +52,7 @@ class PromptPool:
     prompts: list[PlantedPrompt]
     input_ids: Int[Tensor, "prompt pos"]
     attention_mask: Int[Tensor, "prompt pos"]
-    answers: Int[Tensor, "prompt pos"]
+    answers: Int[Tensor, "prompt _"]
     """Token ids of the answer and the end token; -100 beyond."""
     style: Int[Tensor, " prompt"]
     variables: Bool[Tensor, "prompt group"]
