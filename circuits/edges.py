@@ -28,7 +28,7 @@ class EdgeEnds:
     source: SiteCode
     target: SiteCode
     source_latents: Int[Tensor, " node"]
-    target_latents: Int[Tensor, " node"]
+    target_latents: Int[Tensor, " _"]
 
 
 @dataclass(frozen=True)

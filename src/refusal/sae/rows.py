@@ -76,7 +76,7 @@ class RowSplit:
     """Numbers of the rows that train."""
     weights: Float[Tensor, " row"]
     """Draws per epoch expected of each of `train`; their mean is 1."""
-    heldout: Int[Tensor, " row"]
+    heldout: Int[Tensor, " _"]
     """Numbers of the rows that are held out; may be empty when there are few prompts."""
 
 
