@@ -23,6 +23,7 @@ from refusal.metric import RefusalMetric
 from refusal.models import ChatModel
 from refusal.readout import ReadoutRunner
 from refusal.sae.base import SparseAutoencoder
+from refusal.sae.training import saved_seeds
 from refusal.schemas import ModelOutputs, RefusalLabels
 from refusal.sites import Site
 from refusal.store import ActivationStore
@@ -54,7 +55,7 @@ class Evidence:
         asked = config.categories if config.categories != "all" else _categories_of(self.labels)
         self.categories: tuple[str, ...] = tuple(asked)
         self.contrasts: Contrasts = build_contrasts(self.labels, self.categories, config.seed)
-        self.seeds: tuple[int, ...] = tuple(config.sae.seeds)
+        self.seeds: tuple[int, ...] = saved_seeds(config)
 
     @property
     def missing(self) -> str | None:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from refusal.config import Config, Stage, load
 from refusal.errors import InputError, RefusalError
@@ -102,6 +103,7 @@ def run_command(command: Callable[[], str], *, verbose: bool) -> int:
     try:
         sys.stdout.write(command() + "\n")
     except RefusalError as error:
+        log.debug("where it was found", exc_info=True)
         sys.stderr.write(f"error: {error}\n")
         return WRONG_INPUT
     except KeyboardInterrupt:
@@ -129,12 +131,16 @@ def use_one_thread_for_small_models(n_bytes: int) -> None:
         torch.set_num_threads(1)
 
 
+class _Console(logging.StreamHandler[TextIO]):
+    """Our handler, so that a second command replaces it and no other."""
+
+
 def set_up_logging(verbose: bool) -> None:
     """Log to stderr as `HH:MM:SS message`; libraries only their warnings."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    console = _Console()
+    console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     root = logging.getLogger()
-    root.handlers = [handler]
+    root.handlers = [console, *(handler for handler in root.handlers if not isinstance(handler, _Console))]
     root.setLevel(logging.WARNING)
     for name in ("refusal", "circuits"):
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
