@@ -3,6 +3,7 @@
 Removing a set C at a site sets its latents to the counterfactual values of the prompt's own category, at the readout
 position, and lets the rest of the model run: x' = x - sum over C of (f - f_cf) W_dec[f]. Everything the SAE does not
 reconstruct stays as it was. Keeping only C does the opposite: x' = x_cf + sum over C of (f - f_cf) W_dec[f].
+Inducing C in a complied prompt sets its latents to what they are on refused prompts of the category it was found for.
 effect = m(x) - m(x'), in logits, signed, per prompt, never clipped.
 
 All sites, seeds and sets are stacked as rows of one batch that shares the prompts' cached prefix.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,29 +34,73 @@ class LatentBank:
     site: Site
     change: Float[Tensor, "prompt node"]
     """f - f_cf of each prompt, its own category's counterfactual."""
-    decoder: Float[Tensor, "node d_model"]
+    decoder: Float[Tensor, "node width"]
     """Rows of W_dec."""
 
     def removal(
         self, sets: Bool[Tensor, "variant node"], rows: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "variant batch d_model"]:
+    ) -> Float[Tensor, "variant batch width"]:
         """Return what to add to x so that each set takes its counterfactual values."""
         return -torch.einsum("vn,bn,nd->vbd", sets.float(), self.change[rows], self.decoder)
 
 
+class EffectJob(Protocol):
+    """Sets of latents at one site whose effect is measured on every prompt."""
+
+    @property
+    def site(self) -> Site:
+        """Where."""
+
+    def __len__(self) -> int:
+        """Return the number of sets."""
+
+    def change(self, chosen: slice, rows: Int[Tensor, " batch"]) -> Float[Tensor, "variant batch width"]:
+        """Return what some of the sets add to the activation, per set and prompt."""
+
+
 @dataclass(frozen=True)
-class EffectJob:
-    """Sets of latents at one site whose removal is measured on every prompt (or on those given)."""
+class Removal:
+    """Sets whose latents take their counterfactual values."""
 
     bank: LatentBank
     sets: Bool[Tensor, "variant node"]
-    keep_only: Float[Tensor, "prompt d_model"] | None = None
+    keep_only: Float[Tensor, "prompt width"] | None = None
     """x_cf - x per prompt: given, everything but the set is removed, the error included."""
 
-    def change(self, rows: Int[Tensor, " batch"]) -> Float[Tensor, "variant batch d_model"]:
-        """Return what is added to the activation, per set and prompt."""
-        removed = self.bank.removal(self.sets, rows)
+    @property
+    def site(self) -> Site:
+        """Where."""
+        return self.bank.site
+
+    def __len__(self) -> int:
+        return len(self.sets)
+
+    def change(self, chosen: slice, rows: Int[Tensor, " batch"]) -> Float[Tensor, "variant batch width"]:
+        """Return what some of the sets add to the activation, per set and prompt."""
+        removed = self.bank.removal(self.sets[chosen], rows)
         return removed if self.keep_only is None else self.keep_only[rows] - removed
+
+
+@dataclass(frozen=True)
+class Induction:
+    """Sets whose latents take given values, each set its own, the same for all prompts."""
+
+    site: Site
+    sets: Bool[Tensor, "variant node"]
+    values: Float[Tensor, "variant node"]
+    """What the latents of each set become."""
+    latents: Float[Tensor, "prompt node"]
+    """What they are."""
+    decoder: Float[Tensor, "node width"]
+    """Rows of W_dec."""
+
+    def __len__(self) -> int:
+        return len(self.sets)
+
+    def change(self, chosen: slice, rows: Int[Tensor, " batch"]) -> Float[Tensor, "variant batch width"]:
+        """Return what some of the sets add to the activation, per set and prompt."""
+        step = (self.values[chosen, None] - self.latents[rows]) * self.sets[chosen, None]
+        return step @ self.decoder
 
 
 class add_to_variants:
@@ -100,7 +146,7 @@ def measure_effects(
     """
     row_of = {prompt: row for row, prompt in enumerate(prompts)}
     base = torch.zeros(len(row_of))
-    effects = [torch.zeros(len(job.sets), len(row_of)) for job in jobs]
+    effects = [torch.zeros(len(job), len(row_of)) for job in jobs]
     for batch in runner.batches(prompts):
         rows = torch.tensor([row_of[int(prompt)] for prompt in batch.prompts])
         plain = metric(batch.run(1).logits)[0].float().cpu()
@@ -131,8 +177,8 @@ def _pack(jobs: Sequence[EffectJob], size: int) -> Iterator[list[_Piece]]:
     room = size
     for index, job in enumerate(jobs):
         first = 0
-        while first < len(job.sets):
-            last = min(len(job.sets), first + room)
+        while first < len(job):
+            last = min(len(job), first + room)
             group.append(_Piece(index, first, last))
             room -= last - first
             first = last
@@ -153,8 +199,8 @@ def _run_pieces(
     edits, first = [], 0
     for piece in pieces:
         job = jobs[piece.job]
-        part = EffectJob(job.bank, job.sets[piece.first : piece.last], job.keep_only)
-        edits.append(Edit(job.bank.site, add_to_variants(first, part.change(rows))))
+        change = job.change(slice(piece.first, piece.last), rows)
+        edits.append(Edit(job.site, add_to_variants(first, change)))
         first += piece.last - piece.first
     return metric(batch.run(first, edits).logits).float().cpu()
 

@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuits.dictionary import Dictionary
 from refusal.metric import RefusalMetric
 from refusal.readout import Edit, ReadoutBatch, ReadoutRunner
-from refusal.sae.base import SparseAutoencoder
 from refusal.sites import Site
 
 
@@ -68,9 +68,9 @@ def mean_gradients(
     """
     row_of = {prompt: row for row, prompt in enumerate(prompts)}
     sites = sorted(counterfactual)
-    n, d_model = len(row_of), next(iter(counterfactual.values())).shape[-1]
+    n = len(row_of)
     result = PathGradients(
-        {site: torch.zeros(n, d_model) for site in sites},
+        {site: torch.zeros(n, counterfactual[site].shape[-1]) for site in sites},
         torch.zeros(n),
         {site: torch.zeros(n) for site in sites},
     )
@@ -156,16 +156,16 @@ class NodeAttributions:
 
 
 def node_attributions(
-    sae: SparseAutoencoder,
-    acts: Float[Tensor, "prompt d_model"],
-    counterfactual_acts: Float[Tensor, "prompt d_model"],
+    dictionary: Dictionary,
+    acts: Float[Tensor, "prompt width"],
+    counterfactual_acts: Float[Tensor, "prompt width"],
     counterfactual_latents: Float[Tensor, "prompt d_sae"],
-    gradient: Float[Tensor, "prompt d_model"],
+    gradient: Float[Tensor, "prompt width"],
 ) -> NodeAttributions:
     """Return each node's part of the change of the metric from the counterfactual to the prompt.
 
     Args:
-        sae: The SAE of the site.
+        dictionary: The site's SAE, or its neurons.
         acts: The prompts' activations x.
         counterfactual_acts: x_cf, the mean of the complied prompts' activations.
         counterfactual_latents: f_cf, the mean of the complied prompts' latents (not the latents of the mean).
@@ -174,10 +174,10 @@ def node_attributions(
     Returns:
         Attributions whose sum over all latents and the error is `<gradient, acts - counterfactual_acts>`.
     """
-    change = sae.encode(acts) - counterfactual_latents
-    latents = change * (gradient @ sae.W_dec.T)
+    change = dictionary.encode(acts) - counterfactual_latents
+    latents = change * dictionary.project(gradient)
     # error node: (x - x_cf) less what the latents' change decodes to; its bias terms cancel.
-    error = ((acts - counterfactual_acts - change @ sae.W_dec) * gradient).sum(-1)
+    error = ((acts - counterfactual_acts - dictionary.decode(change)) * gradient).sum(-1)
     return NodeAttributions(latents.float(), error.float())
 
 
@@ -186,7 +186,7 @@ class EdgeTarget:
     """Latents of one site whose incoming edges are asked for."""
 
     site: Site
-    sae: SparseAutoencoder
+    dictionary: Dictionary
     latents: Int[Tensor, " node"]
 
 
@@ -197,18 +197,14 @@ def latent_gradients(batch: ReadoutBatch, source: Site, target: EdgeTarget) -> F
     is off. Source: Marks et al. 2403.19647, section 3 (edge weights by a vector-Jacobian product through the path).
     """
     n = len(target.latents)
-    sae = target.sae
     with torch.no_grad():
         start = batch.run(1, record=[source]).acts[source]
     leaf = start.expand(n, -1, -1).clone().requires_grad_()
     with torch.enable_grad():
         acts = batch.run(n, [Edit(source, replace_variants(0, leaf))], record=[target.site]).acts[target.site]
-        index = target.latents.to(acts.device)
-        # variant v holds the run whose latent v is read; the runs are equal in value.
-        pre = torch.einsum("vbd,dv->vb", acts.float() - sae.b_dec, sae.W_enc[:, index]) + sae.b_enc[index][:, None]
-        with torch.no_grad():
-            is_active = sae.encode(acts[0].float())[:, index].T > 0
-        (gradient,) = torch.autograd.grad((pre * is_active).sum(), leaf)
+        # variant v is the run whose latent v is read; the runs are equal in value.
+        read = target.dictionary.read(acts.cpu(), target.latents)
+        (gradient,) = torch.autograd.grad(read.sum(), leaf)
     return gradient.float().cpu()
 
 

@@ -8,7 +8,7 @@
 | `latents/SITE/seed_S/{indptr,indices,values}` | | attributions of the latents, compressed sparse rows |
 | `error/SITE/seed_S` | [prompt] | attribution of the error node |
 
-The metadata (one key, `meta`, JSON) holds prompt ids, sites, seeds, d_sae by SAE and the circuit size of each site.
+The metadata (one key, `meta`, JSON) holds prompt ids, sites, seeds, d_sae by SAE and the circuit sizes of each site.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from refusal.artefacts import atomic_write
 from refusal.errors import ArtefactError
 from refusal.sites import Site
 
-SCHEMA = "refusal-circuits/attributions/1"
+SCHEMA = "refusal-circuits/attributions/2"
 MADE_BY = "python run_circuit_analysis.py --config FILE --stages circuits"
 
 
@@ -40,8 +40,8 @@ class AttributionFile:
 
     prompt_ids: tuple[str, ...]
     gradients: PathGradients
-    sizes: dict[Site, int] = field(default_factory=dict)
-    """Latents per circuit at each site."""
+    sizes: dict[Site, tuple[int, ...]] = field(default_factory=dict)
+    """Latents of each category's circuit at each site."""
     nodes: dict[tuple[Site, int], NodeAttributions] = field(default_factory=dict)
     """By site and SAE seed."""
 
@@ -95,7 +95,7 @@ class AttributionFile:
             {site: tensors[f"metric_cf/{site}"] for site in sites},
         )
         nodes = {_parse_key(key): _nodes(tensors, key, width) for key, width in meta["d_sae"].items()}
-        sizes = {Site.parse(name): int(size) for name, size in meta["sizes"].items()}
+        sizes = {Site.parse(name): tuple(size) for name, size in meta["sizes"].items()}
         return cls(tuple(meta["prompt_ids"]), gradients, sizes, nodes)
 
 

@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from circuits.attribution import NodeAttributions
 from circuits.attribution_file import AttributionFile
+from circuits.direct import direct_effects, studied_sites
 from circuits.discovery import (
+    SIZES,
     CircuitDiscoverer,
     Curves,
     attribute,
@@ -24,7 +26,6 @@ from circuits.discovery import (
     discoverer,
     measure_curves,
     path_gradients,
-    size_grid,
     top_latents,
 )
 from circuits.edges import EdgeEnds, edges_between
@@ -49,7 +50,7 @@ def discover_circuits(config: Config, model_name: str, paths: ResultPaths) -> No
     evidence = Evidence(config, model_name, paths)
     circuits = list(_without_circuit(evidence, model_name, config.circuit.method))
     if evidence.missing is None:
-        file = _attributions(evidence, config.circuit.ig_steps)
+        file = _attributions(evidence, studied_sites(evidence, direct_effects(evidence)), config.circuit.ig_steps)
         study = CircuitStudy(config, evidence, file)
         circuits += study.circuits(model_name)
         file.save(paths.attributions(model_name))
@@ -59,12 +60,12 @@ def discover_circuits(config: Config, model_name: str, paths: ResultPaths) -> No
         circuit.save(paths.circuit(model_name, circuit.category))
 
 
-def _attributions(evidence: Evidence, n_steps: int) -> AttributionFile:
-    gradients = path_gradients(evidence, evidence.sites, n_steps)
+def _attributions(evidence: Evidence, sites: list[Site], n_steps: int) -> AttributionFile:
+    gradients = path_gradients(evidence, sites, n_steps)
     ids = tuple(evidence.contrasts.prompt_ids[row] for row in evidence.refused_rows())
     file = AttributionFile(ids, gradients)
-    for seed in evidence.seeds:
-        for site in evidence.sites:
+    for site in sites:
+        for seed in evidence.seeds_of(site):
             file.nodes[site, seed] = attribute(evidence, evidence.code(site, seed), gradients)
     return file
 
@@ -100,14 +101,16 @@ class CircuitStudy:
         self.max_nodes = config.circuit.max_nodes
         self.evidence = evidence
         self.file = file
-        self.codes = [evidence.code(site, evidence.seeds[0]) for site in evidence.sites]
+        self.codes = [evidence.code(site, evidence.seeds[0]) for site in sorted(file.gradients.gradient)]
         self.method: CircuitDiscoverer = discoverer(config.circuit.method, evidence)
 
     def circuits(self, model_name: str) -> list[CircuitFile]:
-        """Return the circuit of every category in use; fixes the circuit size of each site on the way."""
+        """Return the circuit of every category in use; fixes its size at each site on the way."""
         curves = self._curves()
         for index, code in enumerate(self.codes):
-            self.file.sizes[code.site] = self._size([of_category[index] for of_category in curves])
+            self.file.sizes[code.site] = tuple(
+                self._size(category, of_category[index]) for category, of_category in enumerate(curves)
+            )
         scores = [self.method.scores(code, self._nodes(code.site)) for code in self.codes]
         chosen = [top_latents(each, self.file.sizes[code.site]) for each, code in zip(scores, self.codes, strict=True)]
         names = self.evidence.contrasts.categories
@@ -121,7 +124,7 @@ class CircuitStudy:
 
     def _curves(self) -> list[list[Curves]]:
         """Return the size curves as `[category][site]`."""
-        sizes = size_grid(self.max_nodes, len(self.codes))
+        sizes = tuple(size for size in SIZES if size <= self.max_nodes)
         folds = [[self.method.scores(code, self._nodes(code.site), fold) for fold in (0, 1)] for code in self.codes]
         names = self.evidence.contrasts.categories
         return [
@@ -136,21 +139,18 @@ class CircuitStudy:
             for index in tqdm(range(len(names)), desc="circuits: size curves", unit="category", disable=None)
         ]
 
-    def _size(self, curves: list[Curves]) -> int:
-        """Return the size for one site: each fold's circuits on the prompts that chose them, mean over categories.
+    def _size(self, category: int, curve: Curves) -> int:
+        """Return the size of a category's circuit at a site: each fold's circuits on the prompts that chose them.
 
         The dose is tuned on the discovery fold, so that the effects measured later on the other fold did not choose it.
         """
+        fold = self.evidence.contrasts.fold[self.evidence.contrasts.rows(category, refused=True)]
         shares = []
-        for index, curve in enumerate(curves):
-            fold = self.evidence.contrasts.fold[self.evidence.contrasts.rows(index, refused=True)]
-            for half in (0, 1):
-                change = float(curve.change[fold == half].mean())
-                if change > 0:
-                    shares.append(curve.removed[half][:, fold == half].mean(1) / change)
-        if not shares:
-            return curves[0].sizes[0]
-        return choose_size(curves[0].sizes, [float(share) for share in np.mean(shares, axis=0)])
+        for half in (0, 1):
+            change = float(curve.change[fold == half].mean())
+            if change > 0:
+                shares.append(curve.removed[half][:, fold == half].mean(1) / change)
+        return choose_size(curve.sizes, np.mean(shares, axis=0).tolist()) if shares else curve.sizes[0]
 
     def _circuit(self, model_name: str, category: int, chosen: list[Tensor], curves: list[Curves]) -> CircuitFile:
         contrasts = self.evidence.contrasts
@@ -161,7 +161,7 @@ class CircuitStudy:
         nodes = []
         for code, latents in zip(self.codes, chosen, strict=True):
             members = tuple(int(latent) for latent in latents)
-            selection = NodeSelection(category, members, self.file.sizes[code.site], rows)
+            selection = NodeSelection(category, members, self.file.sizes[code.site][category], rows)
             nodes += circuit_nodes(selection, code, self._nodes(code.site), contrasts, generator)
         return CircuitFile.build(
             model=model_name,
@@ -222,5 +222,5 @@ class CircuitStudy:
             completeness=tuple(float(x) for x in completeness[0]),
             faithfulness_ci=tuple(percentile_interval(column) for column in faithfulness[1:].T),
             completeness_ci=tuple(percentile_interval(column) for column in completeness[1:].T),
-            chosen_size=self.file.sizes[site],
+            chosen_size=self.file.sizes[site][category],
         )

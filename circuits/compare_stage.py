@@ -104,6 +104,8 @@ def _nothing_measured(analysis: AnalysisConfig, evidence: Evidence) -> dict[str,
             "commit_share": verdict.COMMIT_SHARE,
             "min_necessity": verdict.MIN_NECESSITY,
             "min_share_necessary": verdict.MIN_SHARE_NECESSARY,
+            "min_sufficiency": verdict.MIN_SUFFICIENCY,
+            "min_sufficiency_ratio": verdict.MIN_SUFFICIENCY_RATIO,
             "min_lean": verdict.MIN_LEAN,
         },
         "baseline": baseline(evidence, analysis),
@@ -137,7 +139,7 @@ def _depth(study: Study, file: AttributionFile) -> dict[str, Any]:
     }
 
 
-def _depth_point(study: Study, profile: Profile, size: int) -> DepthPoint:
+def _depth_point(study: Study, profile: Profile, sizes: tuple[int, ...]) -> DepthPoint:
     measurable = bool(profile.holds.any())
     return DepthPoint(
         site=str(profile.site),
@@ -149,7 +151,10 @@ def _depth_point(study: Study, profile: Profile, size: int) -> DepthPoint:
         random=float(profile.point.random.mean()),
         direct=study.direct_share.get(profile.site),
         separation_auc=study.auc[profile.site],
-        size=size,
+        sufficiency_own=float(profile.sufficiency.own[0]),
+        sufficiency=float(profile.sufficiency.cross[0]),
+        sufficiency_ci=percentile_interval(profile.sufficiency.cross[1:]),
+        size=float(np.mean(sizes)),
         before_commit=verdict.is_before(profile.site, study.commit),
     )
 
@@ -158,7 +163,7 @@ def _decided(study: Study) -> dict[str, Any]:
     """Return the verdict and what it rests on."""
     decisive, average = study.most_shared(), study.average()
     decision, seeds = study.decide(average), study.seeds()
-    labels, stability = study.groups()
+    labels, stability = study.groups
     groups = tuple(
         tuple(name for name, label in zip(study.names, labels, strict=True) if label == group)
         for group in range(int(labels.max()) + 1)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from circuits.attribution import replace_variants
 from circuits.evidence import Evidence
+from circuits.verdict import commit_site
 from refusal.readout import Edit
 from refusal.sites import Site, SiteKind, all_sites
 
@@ -32,6 +33,21 @@ class DirectEffects:
     """Every residual site of the model, in order of depth."""
     share: Float[np.ndarray, "site category"]
     """(m_direct - m_cf) / (m - m_cf), ratio of means over the category's refused prompts; the last site gives 1."""
+
+    def mean_shares(self) -> list[tuple[Site, float]]:
+        """Return each site with its mean share over the categories."""
+        return list(zip(self.sites, (float(share) for share in self.share.mean(1)), strict=True))
+
+
+def studied_sites(evidence: Evidence, direct: DirectEffects) -> list[Site]:
+    """Return the sites that are studied, in order of depth: those with SAEs, and the neurons of the block that commits.
+
+    A decision that forms and commits in one block is seen in no residual stream: before the block it is not made, after
+    it only its output is left. The neurons of the block's MLP show whether one set of them or several made it.
+    """
+    commit = commit_site(direct.mean_shares())
+    neurons = [site for site in evidence.model.neuron_sites() if commit is not None and site.layer == commit.layer]
+    return sorted([*evidence.sites, *neurons])
 
 
 @torch.no_grad()

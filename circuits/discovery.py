@@ -4,7 +4,8 @@ Steps of the circuits stage (`discover_circuits`), for one model:
 1. mean gradients of the metric for every refused prompt and site (`circuits.attribution`);
 2. attributions of every latent, per prompt and SAE seed, kept on disk sparse;
 3. curves: effect of removing, and of keeping only, the best k latents, on prompts that did not choose them;
-4. one size per site, the same for every category: the smallest that does nine tenths of what any size does;
+4. the size of each category's circuit at each site: the smallest that does nine tenths of what any size does. A size
+   common to all would fill up the circuits of categories that need fewer with latents that are not theirs;
 5. nodes with interval and stability, edges between consecutive sites, one file per category.
 """
 
@@ -18,12 +19,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuits.ablation import EffectJob, LatentBank, measure_effects
+from circuits.ablation import EffectJob, LatentBank, Removal, measure_effects
 from circuits.attribution import NodeAttributions, PathGradients, mean_gradients, node_attributions, pearson
 from circuits.evidence import Evidence, SiteCode
 from refusal.sites import Site
 
-ENOUGH = 0.9
+ENOUGH = 0.7
 """Share of the best effect that the chosen circuit size must reach."""
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Circuit sizes tried at each site, in latents."""
@@ -82,20 +83,17 @@ def discoverer(method: str, evidence: Evidence) -> CircuitDiscoverer:
     return {"attribution": SAECircuitDiscoverer, "correlation": CircuitDiscoverer}[method](evidence)
 
 
-def top_latents(scores: Float[Tensor, "category d_sae"], size: int) -> Bool[Tensor, "category d_sae"]:
-    """Return the circuits of a size: each category's highest-scoring latents, those with a positive score only."""
-    chosen = torch.zeros_like(scores, dtype=torch.bool)
-    best = scores.topk(min(size, scores.shape[1]), dim=1).indices
-    return chosen.scatter(1, best, True) & (scores > 0)
+def top_latents(scores: Float[Tensor, "category d_sae"], sizes: Sequence[int]) -> Bool[Tensor, "category d_sae"]:
+    """Return circuits of given sizes: each row's highest-scoring latents, those with a positive score only."""
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    is_best = torch.arange(scores.shape[1])[None, :] < torch.tensor(sizes)[:, None]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, is_best) & (scores > 0)
 
 
 def path_gradients(evidence: Evidence, sites: Sequence[Site], n_steps: int) -> PathGradients:
     """Return the mean gradients of the refused prompts, each from its category's complied mean."""
     refused = evidence.refused_rows()
-    starts = {}
-    for site in sites:
-        acts = evidence.store.readout(site, list(evidence.contrasts.prompt_ids))
-        starts[site] = evidence.complied_mean(acts)[evidence.category[refused]]
+    starts = {site: evidence.complied_mean(evidence.acts(site))[evidence.category[refused]] for site in sites}
     return mean_gradients(evidence.runner, evidence.metric, refused, starts, n_steps=n_steps)
 
 
@@ -103,14 +101,13 @@ def attribute(evidence: Evidence, code: SiteCode, gradients: PathGradients) -> N
     """Return the attributions of one site and SAE; rows follow the refused prompts."""
     refused = evidence.refused_rows()
     category = evidence.category[refused]
-    with torch.no_grad():
-        return node_attributions(
-            code.sae,
-            code.acts[refused],
-            code.counterfactual_acts[category],
-            code.counterfactual_latents[category],
-            gradients.gradient[code.site],
-        )
+    return node_attributions(
+        code.dictionary,
+        code.acts[refused],
+        code.counterfactual_acts[category],
+        code.counterfactual_latents[category],
+        gradients.gradient[code.site],
+    )
 
 
 @dataclass(frozen=True)
@@ -124,12 +121,6 @@ class Curves:
     """m with only the circuit kept, less m_cf; logits."""
     change: Float[np.ndarray, " prompt"]
     """m - m_cf at the site; logits."""
-
-
-def size_grid(max_nodes: int, n_sites: int) -> tuple[int, ...]:
-    """Return the circuit sizes to try so that all sites together stay within `max_nodes`."""
-    most = max(1, max_nodes // max(1, n_sites))
-    return tuple(size for size in SIZES if size <= most)
 
 
 def choose_size(sizes: Sequence[int], share_removed: Sequence[float]) -> int:
@@ -167,7 +158,7 @@ def measure_curves(
     rows = evidence.contrasts.rows(category, refused=True)
     jobs: list[EffectJob] = []
     for code, folds in zip(codes, rankings, strict=True):
-        sets = torch.cat([torch.cat([top_latents(scores[None], size) for size in sizes]) for scores in folds])
+        sets = torch.cat([top_latents(scores.expand(len(sizes), -1), sizes) for scores in folds])
         jobs += _removal_and_keeping(code, sets, rows, category)
     effects = measure_effects(evidence.runner, evidence.metric, [int(row) for row in rows], jobs)
     place = np.searchsorted(np.array(evidence.refused_rows()), rows)
@@ -186,6 +177,6 @@ def _removal_and_keeping(
 ) -> list[EffectJob]:
     used = sets.any(0)
     change = code.latents[rows][:, used] - code.counterfactual_latents[category, used]
-    bank = LatentBank(code.site, change, code.sae.W_dec[used].detach())
+    bank = LatentBank(code.site, change, code.dictionary.rows(used))
     to_counterfactual = code.counterfactual_acts[category] - code.acts[rows]
-    return [EffectJob(bank, sets[:, used]), EffectJob(bank, sets[:, used], to_counterfactual)]
+    return [Removal(bank, sets[:, used]), Removal(bank, sets[:, used], to_counterfactual)]

@@ -45,7 +45,7 @@ def edges_between(
     evidence: Evidence,
     ends: EdgeEnds,
     prompts: list[int],
-    gradient: Float[Tensor, "prompt d_model"],
+    gradient: Float[Tensor, "prompt width"],
     attribution: Float[Tensor, "prompt d_sae"],
 ) -> FoundEdges:
     """Return the edges from the source's circuit latents and its error node to the target's circuit latents.
@@ -61,17 +61,17 @@ def edges_between(
     if not len(ends.target_latents):
         return FoundEdges((), None)
     category = int(evidence.category[prompts[0]])
-    slope = gradient @ target.sae.W_dec[ends.target_latents].T.detach()
+    slope = gradient @ target.dictionary.rows(ends.target_latents).T
     change = source.latents[prompts] - source.counterfactual_latents[category]
     acts_change = source.acts[prompts] - source.counterfactual_acts[category]
-    error_change = acts_change - change @ source.sae.W_dec.detach()
-    decoder = source.sae.W_dec[ends.source_latents].detach()
+    error_change = acts_change - source.dictionary.decode(change)
+    decoder = source.dictionary.rows(ends.source_latents)
     weights = torch.zeros(len(ends.target_latents), len(ends.source_latents) + 1)
     reached = torch.zeros(len(ends.target_latents))
     place = {prompt: row for row, prompt in enumerate(prompts)}
     for batch in evidence.runner.batches(prompts):
         rows = torch.tensor([place[int(prompt)] for prompt in batch.prompts])
-        scaled = latent_gradients(batch, source.site, EdgeTarget(target.site, target.sae, ends.target_latents))
+        scaled = latent_gradients(batch, source.site, EdgeTarget(target.site, target.dictionary, ends.target_latents))
         scaled = scaled * slope[rows].T[:, :, None]
         decoded = torch.einsum("vbd,nd->vbn", scaled, decoder)
         weights[:, :-1] += torch.einsum("vbn,bn->vn", decoded, change[rows][:, ends.source_latents])

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.contrast import Contrasts, build_contrasts
+from circuits.dictionary import Dictionary, NeuronUnits, SAEUnits
 from refusal import sae as saes
 from refusal.artefacts import ResultPaths
 from refusal.config import Config
@@ -22,10 +23,9 @@ from refusal.errors import ArtefactError
 from refusal.metric import RefusalMetric
 from refusal.models import ChatModel
 from refusal.readout import ReadoutRunner
-from refusal.sae.base import SparseAutoencoder
 from refusal.sae.training import saved_seeds
 from refusal.schemas import ModelOutputs, RefusalLabels
-from refusal.sites import Site
+from refusal.sites import Site, SiteKind
 from refusal.store import ActivationStore
 
 DEFAULT_BATCH = 64
@@ -34,13 +34,13 @@ DEFAULT_BATCH = 64
 
 @dataclass(frozen=True)
 class SiteCode:
-    """The contrast prompts at one site, seen through one SAE."""
+    """The contrast prompts at one site, seen through one SAE or as neurons."""
 
     site: Site
-    sae: SparseAutoencoder
-    acts: Float[Tensor, "prompt d_model"]
+    dictionary: Dictionary
+    acts: Float[Tensor, "prompt width"]
     latents: Float[Tensor, "prompt d_sae"]
-    counterfactual_acts: Float[Tensor, "category d_model"]
+    counterfactual_acts: Float[Tensor, "category width"]
     counterfactual_latents: Float[Tensor, "category d_sae"]
 
 
@@ -98,11 +98,31 @@ class Evidence:
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
-        """Sites under study in order of depth: those asked for, as the store holds them."""
+        """Sites with SAEs in order of depth: those asked for, as the store holds them."""
         asked = self._config.activation_layers
         if asked == "all":
             return tuple(site for site in sorted(self.store.sites) if not site.kind.is_writer)
         return tuple(sorted(Site.parse(name) for name in asked))
+
+    def seeds_of(self, site: Site) -> tuple[int, ...]:
+        """Return the seeds of a site's SAEs; neurons have no seed and go by the first."""
+        return self.seeds[:1] if site.kind is SiteKind.NEURONS else self.seeds
+
+    @cached_property
+    def _recorded(self) -> dict[Site, Float[Tensor, "prompt width"]]:
+        return {}
+
+    def acts(self, site: Site) -> Float[Tensor, "prompt width"]:
+        """Return the contrast prompts' activations at the readout position; neurons are recorded when first asked for.
+
+        Raises:
+            ArtefactError: The store does not hold the site.
+        """
+        if site.kind is not SiteKind.NEURONS:
+            return self.store.readout(site, list(self.contrasts.prompt_ids))
+        if site not in self._recorded:
+            self._recorded[site] = record_readout(self.runner, self.contrasts.prompt_ids, [site])[site]
+        return self._recorded[site]
 
     def code(self, site: Site, seed: int) -> SiteCode:
         """Return the contrast prompts' activations and latents at one site with one SAE.
@@ -110,6 +130,12 @@ class Evidence:
         Raises:
             ArtefactError: The SAE or the activations of the site are missing.
         """
+        acts = self.acts(site)
+        dictionary = NeuronUnits(acts.shape[1]) if site.kind is SiteKind.NEURONS else self._sae_units(site, seed)
+        latents = dictionary.encode(acts)
+        return SiteCode(site, dictionary, acts, latents, self.complied_mean(acts), self.complied_mean(latents))
+
+    def _sae_units(self, site: Site, seed: int) -> SAEUnits:
         first = seed == self.seeds[0]
         folder = self._paths.sae(self._model_name, site, None if first else seed)
         if not (folder / "cfg.json").exists():
@@ -117,11 +143,7 @@ class Evidence:
                 f"{folder}: no SAE for {site} with seed {seed}; "
                 "make it with: python run_circuit_analysis.py --config FILE --train-saes"
             )
-        sae = saes.load(folder)
-        acts = self.store.readout(site, list(self.contrasts.prompt_ids))
-        with torch.no_grad():
-            latents = sae.encode(acts)
-        return SiteCode(site, sae, acts, latents, self.complied_mean(acts), self.complied_mean(latents))
+        return SAEUnits(saes.load(folder))
 
     def complied_mean(self, values: Float[Tensor, "prompt node"]) -> Float[Tensor, "category node"]:
         """Return the mean over each category's complied prompts: the counterfactual."""
@@ -137,6 +159,20 @@ class Evidence:
     def refused_rows(self) -> list[int]:
         """Return the contrast rows of refused prompts."""
         return [int(row) for row in np.flatnonzero(self.contrasts.is_refused)]
+
+
+@torch.no_grad()
+def record_readout(
+    runner: ReadoutRunner, prompt_ids: Sequence[str], sites: Sequence[Site]
+) -> dict[Site, Float[Tensor, "prompt width"]]:
+    """Return the sites' values at the readout position of every prompt of the runner; float32 on the CPU."""
+    rows: dict[Site, list[Tensor]] = {site: [torch.zeros(0)] * len(prompt_ids) for site in sites}
+    for batch in runner.batches(range(len(prompt_ids))):
+        found = batch.run(1, record=sites).acts
+        for site in sites:
+            for index, row in zip(batch.prompts.tolist(), found[site][0].float().cpu(), strict=True):
+                rows[site][index] = row
+    return {site: torch.stack(values) for site, values in rows.items()}
 
 
 def _categories_of(labels: RefusalLabels) -> Sequence[str]:

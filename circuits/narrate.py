@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from circuits.study import Study
-from circuits.verdict import Decision, Verdict, is_before
+from circuits.verdict import (
+    MIN_SHARE_NECESSARY,
+    MIN_SUFFICIENCY,
+    MIN_SUFFICIENCY_RATIO,
+    Decision,
+    Verdict,
+    is_before,
+)
 from refusal.schemas import Interval, SeedResult
 from refusal.sites import Site
 
@@ -57,6 +64,15 @@ def no_mechanism(study: Study) -> str | None:
             "add earlier sites to activation_layers."
         )
     best = max(before, key=lambda profile: float(profile.point.necessity.mean()))
+    if best.holds.mean() >= MIN_SHARE_NECESSARY:
+        strongest = max(before, key=lambda profile: float(profile.sufficiency.cross[0]))
+        own, cross = float(strongest.sufficiency.own[0]), float(strongest.sufficiency.cross[0])
+        return (
+            f"No site before commit ({study.commit}) carries decisions: inducing one category's circuit in complied "
+            f"prompts of another restores at best {cross:.2f} of the refusal, at {strongest.site}, where the own circuit "
+            f"restores {own:.2f}; a decision restores at least {MIN_SUFFICIENCY:.2f} and {MIN_SUFFICIENCY_RATIO:.0%} of "
+            "what the own circuit does. What such sites share is evidence, not a mechanism."
+        )
     return (
         f"At no site before commit ({study.commit}) does removing a category's own circuit remove enough of its "
         f"refusals: at best {float(best.point.necessity.mean()):.2f} of the difference to complied prompts, at "

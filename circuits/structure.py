@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from circuits.attribution_file import AttributionFile
 from circuits.evidence import Evidence
@@ -27,17 +27,22 @@ from refusal.stats import permutation_p
 def structural_similarity(evidence: Evidence, file: AttributionFile, site: Site | None) -> StructuralSimilarity:
     """Return raw agreement, noise ceiling and their ratio of the categories' attribution vectors at a site.
 
-    `decoder_cosine` compares sum_f attr_f W_dec[f] and so does not depend on the SAE's choice of latents.
+    `decoder_cosine` compares sum_f attr_f sign(f - f_cf) W_dec[f] and so does not depend on the SAE's choice of latents.
+    The sign counts a latent that falls silent as a step against its direction: without it a latent of refusal that
+    wakes and one of compliance that falls silent, the same step, would cancel.
     """
     if site is None:
         return StructuralSimilarity(site=None, raw={}, noise_ceiling={}, normalised={})
     seed = evidence.seeds[0]
-    halves = half_means(evidence, file.nodes[site, seed].latents.double().numpy())
-    decoder = evidence.code(site, seed).sae.W_dec.detach().double().numpy()
+    code, attributions = evidence.code(site, seed), file.nodes[site, seed].latents
+    refused = evidence.refused_rows()
+    change = code.latents[refused] - code.counterfactual_latents[evidence.category[refused]]
+    halves = half_means(evidence, attributions.double().numpy())
+    decoded = code.dictionary.decode(attributions * change.sign()).double().numpy()
     compared = {
         "jaccard": compare_structure(halves, weighted_jaccard),
         "cosine": compare_structure(halves, cosine),
-        "decoder_cosine": compare_structure(halves @ decoder, cosine),
+        "decoder_cosine": compare_structure(half_means(evidence, decoded), cosine),
     }
     names = evidence.contrasts.categories
     matrix = partial(as_matrix, names)
@@ -71,8 +76,8 @@ def permutation_test(evidence: Evidence, file: AttributionFile, site: Site, n_dr
     contrasts = evidence.contrasts
     latents = file.nodes[site, evidence.seeds[0]].latents.double().numpy()
     category, fold = contrasts.category[contrasts.refused], contrasts.fold[contrasts.refused]
-    n, size = len(contrasts.categories), file.sizes[site]
-    observed = own_excess(latents, category, fold, n, size)
+    sizes = np.array(file.sizes[site])
+    observed = own_excess(latents, category, fold, sizes)
     generator = np.random.default_rng([evidence.seeds[0], 3])
     null = np.empty(n_draws)
     for draw in range(n_draws):
@@ -80,7 +85,7 @@ def permutation_test(evidence: Evidence, file: AttributionFile, site: Site, n_dr
         for half in (0, 1):
             rows = np.flatnonzero(fold == half)
             shuffled[rows] = generator.permutation(category[rows])
-        null[draw] = own_excess(latents, shuffled, fold, n, size)
+        null[draw] = own_excess(latents, shuffled, fold, sizes)
     return PermutationTest(
         statistic="own less other attribution covered by circuits of the other fold, logits",
         observed=observed,
@@ -91,25 +96,27 @@ def permutation_test(evidence: Evidence, file: AttributionFile, site: Site, n_dr
 
 
 def own_excess(
-    latents: Float[np.ndarray, "prompt d_sae"], category: np.ndarray, fold: np.ndarray, n: int, size: int
+    latents: Float[np.ndarray, "prompt d_sae"], category: np.ndarray, fold: np.ndarray, sizes: Int[np.ndarray, " category"]
 ) -> float:
     """Return mean over categories of the attribution that own circuits cover less that which others' cover, logits."""
+    n = len(sizes)
     member = (category[None, :] == np.arange(n)[:, None]).astype(float)
     excess = []
     for half in (0, 1):
         found, judged = member * (fold == half), member * (fold != half)
         scores = (found / found.sum(1, keepdims=True)) @ latents
         means = (judged / judged.sum(1, keepdims=True)) @ latents
-        covered = _top(scores, size) @ means.T
+        covered = _top(scores, sizes) @ means.T
         own = covered.diagonal()
         excess.append(np.mean(own - (covered.sum(0) - own) / max(n - 1, 1)))
     return float(np.mean(excess))
 
 
-def _top(scores: Float[np.ndarray, "category d_sae"], size: int) -> Bool[np.ndarray, "category d_sae"]:
-    best = np.argpartition(-scores, min(size, scores.shape[1]) - 1, axis=1)[:, :size]
+def _top(
+    scores: Float[np.ndarray, "category d_sae"], sizes: Int[np.ndarray, " category"]
+) -> Bool[np.ndarray, "category d_sae"]:
     chosen = np.zeros(scores.shape, bool)
-    np.put_along_axis(chosen, best, True, axis=1)
+    np.put_along_axis(chosen, np.argsort(-scores, axis=1), np.arange(scores.shape[1]) < sizes[:, None], axis=1)
     return chosen & (scores > 0)
 
 

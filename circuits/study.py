@@ -7,6 +7,7 @@ Holds the arithmetic that needs all sites at once; the pieces are pure functions
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -15,11 +16,11 @@ from circuits import verdict
 from circuits.direct import DirectEffects
 from circuits.evidence import Evidence
 from circuits.groups import find_groups, groups_stability
-from circuits.verdict import Decision, Resampling, SiteEffects, SiteTransfer, Verdict, site_transfer
+from circuits.verdict import Decision, Resampling, SiteEffects, SiteTransfer, Sufficiency, Verdict, site_transfer
 from refusal.config import AnalysisConfig
 from refusal.schemas import SeedResult
-from refusal.sites import Site
-from refusal.stats import cross_validated_auc
+from refusal.sites import Site, SiteKind
+from refusal.stats import bootstrap_weights, cross_validated_auc
 
 GROUP_DRAWS = 100
 """Bootstrap draws for the stability of the groups."""
@@ -37,8 +38,10 @@ class Profile:
     """One draw each: the prompts of one fold."""
     holds: Bool[np.ndarray, " category"]
     """Categories whose own necessity holds."""
+    sufficiency: Sufficiency
+    """First draw: the data as they are; then the bootstrap."""
     is_candidate: bool
-    """Before commit, and own necessity holds in enough categories."""
+    """Before commit, carries decisions, and own necessity holds in enough categories."""
 
     @property
     def site(self) -> Site:
@@ -76,13 +79,17 @@ class Study:
         self.category = contrasts.category[contrasts.refused]
         self.fold = contrasts.fold[contrasts.refused]
         self.gap = self._gap()
-        self.direct_share = dict(zip(direct.sites, (float(x) for x in direct.share.mean(1)), strict=True))
-        self.commit = verdict.commit_site(list(self.direct_share.items()))
-        self.auc = {site: self._auc(site, seed) for site in evidence.sites}
+        self.direct_share = dict(direct.mean_shares())
+        self.commit = verdict.commit_site(direct.mean_shares())
+        self.auc = {each.site: self._auc(each.site, seed) for each in effects}
         self.onset = verdict.onset_site(list(self.auc.items()))
         generator = np.random.default_rng([seed, 1])
         self.weights = verdict.resample(self.category, self.n_seeds, analysis.bootstrap, generator)
         self.plain = verdict.plain_weights(self.category, self.n_seeds)
+        complied = contrasts.category[~contrasts.is_refused]
+        self.complied = complied
+        draws = bootstrap_weights(len(complied), analysis.bootstrap, generator, strata=complied)
+        self.complied_weights = np.concatenate([np.ones((1, len(complied))), draws])
         self.profiles = [self._profile(each) for each in effects]
 
     def _gap(self) -> Float[np.ndarray, " category"]:
@@ -97,7 +104,7 @@ class Study:
     def _auc(self, site: Site, seed: int) -> float:
         """Return the mean over categories of the cross-validated AUC of refused against complied prompts."""
         contrasts = self.evidence.contrasts
-        acts = self.evidence.store.readout(site, list(contrasts.prompt_ids)).double().numpy()
+        acts = self.evidence.acts(site).double().numpy()
         values = []
         for index in range(len(self.names)):
             rows = contrasts.category == index
@@ -107,15 +114,20 @@ class Study:
 
     def _profile(self, effects: SiteEffects) -> Profile:
         def under(weights: Resampling) -> SiteTransfer:
-            return site_transfer(effects, self.gap, self.category, weights)
+            return site_transfer(effects, self.gap, self.category, _seeds_of(effects, weights))
 
         halves = [Resampling((self.fold == half).astype(float)[None], self.plain.seeds) for half in (0, 1)]
         point, draws = under(self.plain), under(self.weights)
         holds = verdict.necessity_holds(np.quantile(draws.necessity, 0.025, axis=0), point.necessity[0])
-        candidate = verdict.is_before(effects.site, self.commit) and verdict.usable_site(holds)
-        return Profile(effects, point, draws, (under(halves[0]), under(halves[1])), holds, candidate)
+        sufficiency = verdict.sufficiency(effects, self.gap, self.complied, self.complied_weights)
+        candidate = (
+            verdict.is_before(effects.site, self.commit)
+            and verdict.usable_site(holds)
+            and sufficiency.carries_decisions
+        )
+        return Profile(effects, point, draws, (under(halves[0]), under(halves[1])), holds, sufficiency, candidate)
 
-    @property
+    @cached_property
     def candidates(self) -> list[Profile]:
         """Sites that can decide, in order of depth."""
         return [profile for profile in self.profiles if profile.is_candidate]
@@ -147,6 +159,7 @@ class Study:
             average.draws, self.analysis.monolithic_threshold, self.analysis.partially_modular_threshold
         )
 
+    @cached_property
     def groups(self) -> tuple[Int[np.ndarray, " category"], float]:
         """Return the index of each category's group at the decisive site, and the stability of the groups."""
         decisive = self.most_shared()
@@ -162,7 +175,7 @@ class Study:
         weights = Resampling(self.plain.prompts, np.eye(self.n_seeds)[index][None])
         means = {}
         for profile in self.candidates:
-            alone = site_transfer(profile.effects, self.gap, self.category, weights)
+            alone = site_transfer(profile.effects, self.gap, self.category, _seeds_of(profile.effects, weights))
             means[profile.site] = float(alone.mean_transfer(profile.holds)[0])
         best = max(means, key=lambda site: means[site])
         kind = verdict.classify(
@@ -170,11 +183,24 @@ class Study:
         )
         return SeedResult(seed=seed, decisive_site=str(best), average_similarity=means[best], verdict=str(kind))
 
-    @property
+    @cached_property
     def shared_from(self) -> Site | None:
-        """The first candidate whose mean transfer reaches the monolithic threshold."""
-        threshold = self.analysis.monolithic_threshold
-        return next((profile.site for profile in self.candidates if profile.mean_transfer >= threshold), None)
+        """The first site where the categories of a group share: mean transfer within groups reaches the threshold.
+
+        For neurons it is the residual stream after their block, the first site of the stream that holds what they share.
+        None when no two categories share a mechanism.
+        """
+        if not self.candidates:
+            return None
+        groups, _ = self.groups
+        together = (groups[:, None] == groups[None, :]) & ~np.eye(len(groups), dtype=bool)
+        if not together.any():
+            return None
+        for profile in self.candidates:
+            if np.nanmean(profile.point.transfer[0][together]) >= self.analysis.monolithic_threshold:
+                is_neurons = profile.site.kind is SiteKind.NEURONS
+                return Site(SiteKind.RESIDUALS, profile.site.layer) if is_neurons else profile.site
+        return None
 
     @property
     def sharing_depth(self) -> float | None:
@@ -183,6 +209,12 @@ class Study:
             return None
         span = self.commit.layer - self.onset.layer
         return (self.commit.layer - self.shared_from.layer) / span if span > 0 else None
+
+
+def _seeds_of(effects: SiteEffects, weights: Resampling) -> Resampling:
+    """Return the weights for a site that has one measurement for all SAE seeds as well as for one with its own."""
+    n_seeds = len(effects.effect)
+    return weights if n_seeds == weights.seeds.shape[1] else Resampling(weights.prompts, np.ones((len(weights.seeds), 1)))
 
 
 def is_supported_by_seeds(seeds: tuple[SeedResult, ...], verdict_now: Verdict) -> bool:

@@ -1,22 +1,24 @@
-"""Measure necessity transfer: what removing each category's circuit does to each category's refusals.
+"""Measure what circuits do to other categories: necessity transfer and sufficiency.
 
-Circuits found on one fold are removed on the prompts of the other, so every refused prompt is judged by circuits that
-did not see it. Random sets, matched on size and activation frequency, are removed in the same run.
+Circuits found on one fold are removed from the refused prompts of the other, and induced in its complied prompts, so
+every prompt is judged by circuits that did not see it. Random sets, matched on size and activation frequency, are
+removed in the same run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from circuits.ablation import EffectJob, LatentBank, matched_random_sets, measure_effects
+from circuits.ablation import Induction, LatentBank, Removal, matched_random_sets, measure_effects
 from circuits.attribution_file import AttributionFile
 from circuits.discovery import CircuitDiscoverer, top_latents
 from circuits.evidence import Evidence, SiteCode
@@ -28,79 +30,94 @@ MIN_RANDOM_SETS = 8
 
 
 @dataclass(frozen=True)
-class _Removal:
-    """One job: all categories' circuits of one fold, and the random sets, at one site with one SAE."""
+class _FoldCircuits:
+    """All categories' circuits of one fold, at one site with one SAE."""
 
-    site: Site
+    code: SiteCode
     seed: int
-    job: EffectJob
+    half: int
+    sets: Bool[Tensor, "category d_sae"]
 
 
 def measure_transfer(evidence: Evidence, method: CircuitDiscoverer, file: AttributionFile) -> list[SiteEffects]:
-    """Return the effects of every category's circuit on every refused prompt, site by site in order of depth."""
-    n_categories, n_seeds = len(evidence.contrasts.categories), len(evidence.seeds)
-    refused = np.array(evidence.refused_rows())
-    fold = evidence.contrasts.fold[refused]
-    effect = {site: np.zeros((n_seeds, n_categories, len(refused))) for site in evidence.sites}
-    random = {site: np.zeros((n_seeds, len(refused))) for site in evidence.sites}
-    with tqdm(total=len(refused), desc="compare: effects", unit="prompt", disable=None) as bar:
+    """Return the effects of every category's circuit on every prompt, site by site in order of depth."""
+    contrasts, sites = evidence.contrasts, sorted(file.sizes)
+    refused, complied = np.flatnonzero(contrasts.is_refused), np.flatnonzero(~contrasts.is_refused)
+    n_categories = len(contrasts.categories)
+    effects = {
+        site: SiteEffects(
+            site,
+            np.zeros((len(evidence.seeds_of(site)), n_categories, len(refused))),
+            np.zeros((len(evidence.seeds_of(site)), len(refused))),
+            np.zeros((n_categories, len(complied))),
+        )
+        for site in sites
+    }
+    with tqdm(total=len(contrasts.prompt_ids), desc="compare: effects", unit="prompt", disable=None) as bar:
         for half in (0, 1):
-            judged = np.flatnonzero(fold != half)
-            rows = refused[judged]
-            removals = [
-                _removal(evidence, method, file, (site, seed, half), rows)
-                for site in evidence.sites
-                for seed in evidence.seeds
+            circuits = [
+                _fold_circuits(evidence, method, file, (site, seed, half))
+                for site in sites
+                for seed in evidence.seeds_of(site)
             ]
-            jobs = [removal.job for removal in removals]
-            prompts = [int(row) for row in rows]
-            effects = measure_effects(evidence.runner, evidence.metric, prompts, jobs, bar.update)
-            for removal, measured in zip(removals, effects.effect, strict=True):
-                seed = evidence.seeds.index(removal.seed)
-                effect[removal.site][seed][:, judged] = measured[:n_categories].numpy()
-                random[removal.site][seed][judged] = measured[n_categories:].mean(0).numpy()
-    return [SiteEffects(site, effect[site], random[site]) for site in evidence.sites]
+            judged = np.flatnonzero(contrasts.fold[refused] != half)
+            rows = refused[judged]
+            removals = [_removal(evidence, each, rows) for each in circuits]
+            measured = measure_effects(evidence.runner, evidence.metric, rows.tolist(), removals, bar.update).effect
+            for each, found in zip(circuits, measured, strict=True):
+                seed, target = evidence.seeds.index(each.seed), effects[each.code.site]
+                target.effect[seed][:, judged] = found[:n_categories].numpy()
+                target.random[seed][judged] = found[n_categories:].mean(0).numpy()
+            judged = np.flatnonzero(contrasts.fold[complied] != half)
+            rows = complied[judged]
+            first = [each for each in circuits if each.seed == evidence.seeds[0]]
+            inductions = [_induction(evidence, each, rows) for each in first]
+            measured = measure_effects(evidence.runner, evidence.metric, rows.tolist(), inductions, bar.update).effect
+            for each, found in zip(first, measured, strict=True):
+                effects[each.code.site].induced[:, judged] = -found.numpy()
+    return list(effects.values())
 
 
-def _removal(
-    evidence: Evidence,
-    method: CircuitDiscoverer,
-    file: AttributionFile,
-    key: tuple[Site, int, int],
-    rows: np.ndarray,
-) -> _Removal:
+def _fold_circuits(
+    evidence: Evidence, method: CircuitDiscoverer, file: AttributionFile, key: tuple[Site, int, int]
+) -> _FoldCircuits:
     site, seed, half = key
     code = evidence.code(site, seed)
-    sets = fold_circuits(method, code, file, seed, half)
+    scores = method.scores(code, file.nodes[site, seed], half)
+    return _FoldCircuits(code, seed, half, top_latents(scores, file.sizes[site]))
+
+
+def _removal(evidence: Evidence, circuits: _FoldCircuits, rows: Int[np.ndarray, " prompt"]) -> Removal:
+    """Return the removal of the circuits and of random sets."""
+    code, sets = circuits.code, circuits.sets
     n_draws = -(-MIN_RANDOM_SETS // len(sets))
-    frequency = (code.latents[torch.from_numpy(evidence.contrasts.refused)] > 0).float().mean(0).numpy()
-    generator = np.random.default_rng([seed, half, site.layer, len(site.kind)])
+    frequency = (code.latents[torch.from_numpy(evidence.contrasts.is_refused)] > 0).float().mean(0).numpy()
+    generator = np.random.default_rng([circuits.seed, circuits.half, code.site.layer, len(code.site.kind)])
     matched = matched_random_sets(sets.numpy(), frequency, n_draws, generator)
     everything = torch.cat([sets, torch.from_numpy(matched).flatten(0, 1)])
-    return _Removal(site, seed, EffectJob(*_bank(code, everything, rows, evidence.category)))
+    used = everything.any(0)
+    change = code.latents[rows][:, used] - code.counterfactual_latents[evidence.category[rows]][:, used]
+    return Removal(LatentBank(code.site, change, code.dictionary.rows(used)), everything[:, used])
 
 
-def fold_circuits(
-    method: CircuitDiscoverer, code: SiteCode, file: AttributionFile, seed: int, half: int
-) -> Bool[Tensor, "category d_sae"]:
-    """Return each category's circuit at a site as found on one fold."""
-    scores = method.scores(code, file.nodes[code.site, seed], half)
-    return top_latents(scores, file.sizes[code.site])
+def _induction(evidence: Evidence, circuits: _FoldCircuits, rows: Int[np.ndarray, " prompt"]) -> Induction:
+    """Return the induction of each category's circuit with its mean values on refused prompts of the same fold."""
+    code, contrasts = circuits.code, evidence.contrasts
+    used = circuits.sets.any(0)
+    values = torch.stack(
+        [
+            code.latents[torch.from_numpy(contrasts.rows(index, refused=True, fold=circuits.half))][:, used].mean(0)
+            for index in range(len(contrasts.categories))
+        ]
+    )
+    return Induction(code.site, circuits.sets[:, used], values, code.latents[rows][:, used], code.dictionary.rows(used))
 
 
-def _bank(
-    code: SiteCode, sets: Bool[Tensor, "variant d_sae"], rows: np.ndarray, category: Tensor
-) -> tuple[LatentBank, Bool[Tensor, "variant node"]]:
-    used = sets.any(0)
-    change = code.latents[rows][:, used] - code.counterfactual_latents[category[rows]][:, used]
-    return LatentBank(code.site, change, code.sae.W_dec[used].detach()), sets[:, used]
-
-
-def save_effects(site_effects: list[SiteEffects], metric: Float[np.ndarray, " prompt"], path: Path) -> None:
+def save_effects(site_effects: Sequence[SiteEffects], metric: Float[np.ndarray, " prompt"], path: Path) -> None:
     """Write the per-prompt effects so that every bootstrap and regrouping can be redone without the model."""
     tensors = {"metric": torch.from_numpy(np.asarray(metric, np.float32))}
     for effects in site_effects:
-        tensors[f"effect/{effects.site}"] = torch.from_numpy(effects.effect.astype(np.float32))
-        tensors[f"random/{effects.site}"] = torch.from_numpy(effects.random.astype(np.float32))
+        for name in ("effect", "random", "induced"):
+            tensors[f"{name}/{effects.site}"] = torch.from_numpy(getattr(effects, name).astype(np.float32))
     with atomic_write(path) as beside:
-        save_file(tensors, beside, metadata={"meta": '{"schema": "refusal-circuits/effects/1"}'})
+        save_file(tensors, beside, metadata={"meta": '{"schema": "refusal-circuits/effects/2"}'})

@@ -2,11 +2,15 @@
 
 1. Transfer T_AB = (E_AB - R_B) / (E_BB - R_B): the share of B's own effect that A's circuit has on B, less what random
    sets of the same size do. Own necessity N_B = (E_BB - R_B) / (m refused - m complied).
-2. Only sites in blocks before the commit site count: from there on every model looks monolithic, because the output
-   direction of a refusal is common to all categories.
-3. The decisive site is the most shared of those where own necessity holds; it is chosen on one fold and measured on the
+2. Only sites before commit count: from there on every model looks monolithic, because the output direction of a refusal
+   is common to all categories. That is the sites of earlier blocks, and the MLP neurons of the block that commits: what
+   they write is common, which of them write it is the question.
+3. Only sites that carry decisions count: inducing any category's circuit in the complied prompts of another makes the
+   model refuse. Before the decision a site carries evidence (words, intents); sharing that is not sharing a mechanism.
+   An OR of separate detectors passes as well as one detector for all, so this condition favours no verdict.
+4. The decisive site is the most shared of those where own necessity holds; it is chosen on one fold and measured on the
    other.
-4. The mean off-diagonal transfer there, with its bootstrap distribution, meets the thresholds. UNDETERMINED, with the
+5. The mean off-diagonal transfer there, with its bootstrap distribution, meets the thresholds. UNDETERMINED, with the
    reason in words, when it cannot be measured or the distribution leans to no side.
 
 Pure functions of arrays: no model, no files. Statistics run in float64.
@@ -21,13 +25,19 @@ from enum import StrEnum
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from refusal.sites import Site
+from refusal.sites import Site, SiteKind
 from refusal.stats import bootstrap_weights
 
 MIN_NECESSITY = 0.1
 """Own necessity a category needs at a site before transfer is computed there, as a share of m refused - m complied."""
 MIN_SHARE_NECESSARY = 0.8
 """Share of the categories whose own necessity must hold for a site to count."""
+MIN_SUFFICIENCY = 0.25
+"""Share of m refused - m complied that inducing another category's circuit must restore, mean over pairs, for a site to
+carry decisions."""
+MIN_SUFFICIENCY_RATIO = 0.85
+"""What it must restore as a share of what the prompt's own category's circuit does: a decision needs nothing else to be
+acted on, evidence (an intent) works only beside the rest of its own category's evidence (a topic)."""
 COMMIT_SHARE = 0.5
 """Share of m refused - m complied that a site must carry directly to be the commit site ("most of it")."""
 MIN_LEAN = 0.8
@@ -56,6 +66,8 @@ class SiteEffects:
     """Effect of removing each category's circuit on each refused prompt, logits."""
     random: Float[np.ndarray, "seed prompt"]
     """Mean effect of random sets matched on size and activation frequency, logits."""
+    induced: Float[np.ndarray, "category complied"]
+    """Effect of inducing each category's circuit in each complied prompt, first SAE seed, logits."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +146,43 @@ def site_transfer(
     return SiteTransfer(effects.site, transfer, own / gap, cross / gap, random / gap)
 
 
+@dataclass(frozen=True)
+class Sufficiency:
+    """What inducing circuits does to complied prompts, as a share of m refused - m complied; the mean, per draw."""
+
+    own: Float[np.ndarray, " draw"]
+    """Circuits of the prompt's own category."""
+    cross: Float[np.ndarray, " draw"]
+    """Circuits of other categories."""
+
+    @property
+    def carries_decisions(self) -> bool:
+        """Whether the site carries decisions and not only evidence, by the first draw (the data as they are)."""
+        own, cross = float(self.own[0]), float(self.cross[0])
+        return cross >= MIN_SUFFICIENCY and cross >= MIN_SUFFICIENCY_RATIO * own
+
+
+def sufficiency(
+    effects: SiteEffects,
+    gap: Float[np.ndarray, " category"],
+    category: Int[np.ndarray, " complied"],
+    weights: Float[np.ndarray, "draw complied"],
+) -> Sufficiency:
+    """Return what inducing A's circuit does to B's complied prompts, for A = B and for A != B.
+
+    Args:
+        effects: Measured effects.
+        gap: m refused - m complied of each category, logits.
+        category: Index of each complied prompt's category.
+        weights: How often each complied prompt is drawn.
+    """
+    n = len(effects.induced)
+    member = (category[:, None] == np.arange(n)[None, :]).astype(float)
+    means = np.einsum("ap,dp,pb->dab", effects.induced, weights, member, optimize=True) / (weights @ member)[:, None, :]
+    share = means / gap
+    return Sufficiency(np.einsum("daa->d", share) / n, share[:, ~np.eye(n, dtype=bool)].mean(1))
+
+
 def commit_site(direct: Sequence[tuple[Site, float]]) -> Site | None:
     """Return the first residual site whose direct effect carries most of the decision; None when none does.
 
@@ -146,12 +195,22 @@ def commit_site(direct: Sequence[tuple[Site, float]]) -> Site | None:
 
 def onset_site(auc: Sequence[tuple[Site, float]], threshold: float = 0.9) -> Site | None:
     """Return the first residual site where refused and complied prompts separate (cross-validated AUC)."""
-    return next((site for site, value in auc if not site.kind.is_writer and value >= threshold), None)
+    return next((site for site, value in auc if site.kind is SiteKind.RESIDUALS and value >= threshold), None)
 
 
 def is_before(site: Site, commit: Site | None) -> bool:
-    """Return whether a site lies in a block before the commit site, where it can say something about the mechanism."""
-    return commit is not None and site.layer < commit.layer
+    """Return whether a site lies before commit, where it can say something about the mechanism.
+
+    That is in an earlier block, or among the MLP neurons of the block that commits.
+
+    >>> is_before(Site.parse("residuals_2"), Site.parse("residuals_2"))
+    False
+    >>> is_before(Site.parse("neurons_2"), Site.parse("residuals_2"))
+    True
+    """
+    if commit is None:
+        return False
+    return site.layer < commit.layer or (site.kind is SiteKind.NEURONS and site.layer == commit.layer)
 
 
 def necessity_holds(low: Float[np.ndarray, " category"], value: Float[np.ndarray, " category"]) -> np.ndarray:

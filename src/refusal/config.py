@@ -27,7 +27,7 @@ from pydantic_core import PydanticCustomError
 
 from refusal.config_messages import Places, describe
 from refusal.errors import InputError
-from refusal.sites import Site, SiteKind
+from refusal.sites import STREAM_KINDS, Site
 from refusal.yaml_file import Location, read_value, read_yaml
 
 
@@ -53,10 +53,13 @@ def _site_name(name: str) -> str:
         ValueError: Says what sites are called, and the nearest such name.
     """
     try:
-        return Site.parse(name).name
+        site = Site.parse(name)
+        if site.kind not in STREAM_KINDS:
+            raise InputError(f"{name!r} is not of the residual stream")
+        return site.name
     except InputError as error:
         kind, _, layer = name.rpartition("_")
-        near = difflib.get_close_matches(kind, list(SiteKind), n=1)
+        near = difflib.get_close_matches(kind, list(STREAM_KINDS), n=1)
         hint = f"; did you mean {near[0]}_{int(layer)}?" if near and layer.isdecimal() else ""
         raise ValueError(f"allowed are residuals_N, mlp_N and attention_N, e.g. residuals_3{hint}") from error
 

@@ -54,8 +54,10 @@ class Family:
     """Path from a block to the module whose output is added to the stream by attention."""
     mlp: str
     """Path from a block to the module whose output is added by the MLP."""
+    neurons: str | None = None
+    """Path from a block to the MLP's down-projection, whose input are the hidden neurons; None where there is none."""
     has_flat_mlp: bool = False
-    """True where the MLP's output is `[batch * pos, d_model]`."""
+    """True where the MLP's input and output are `[batch * pos, width]`."""
 
 
 SiteUse = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"] | None]
@@ -64,18 +66,19 @@ SiteUse = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch po
 _PROBE_TOKENS = 6
 """Tokens of the prompt on which a model is checked."""
 
+_SANDWICH = ("post_attention_layernorm", "post_feedforward_layernorm", "mlp.down_proj")
 FAMILIES = (
-    Family("sandwich norms (Gemma 2 and 3)", "model.layers", "post_attention_layernorm", "post_feedforward_layernorm"),
-    Family("Llama-like", "model.layers", "self_attn", "mlp"),
+    Family("sandwich norms (Gemma 2 and 3)", "model.layers", *_SANDWICH),
+    Family("Llama-like", "model.layers", "self_attn", "mlp", "mlp.down_proj"),
     Family("Mixture of experts", "model.layers", "self_attn", "block_sparse_moe"),
-    Family(
-        "Gemma 3 with vision", "model.language_model.layers", "post_attention_layernorm", "post_feedforward_layernorm"
-    ),
-    Family("GPT-NeoX", "gpt_neox.layers", "attention", "mlp"),
-    Family("GPT-2", "transformer.h", "attn", "mlp"),
+    Family("Gemma 3 with vision", "model.language_model.layers", *_SANDWICH),
+    Family("GPT-NeoX", "gpt_neox.layers", "attention", "mlp", "mlp.dense_4h_to_h"),
+    Family("GPT-2", "transformer.h", "attn", "mlp", "mlp.c_proj"),
     # BLOOM's attention and MLP modules return the residual stream too: what they add leaves their last projections.
-    Family("Falcon, BLOOM", "transformer.h", "self_attention.dense", "mlp.dense_4h_to_h"),
-    Family("OPT", "model.decoder.layers", "self_attn", "fc2", has_flat_mlp=True),
+    Family(
+        "Falcon, BLOOM", "transformer.h", "self_attention.dense", "mlp.dense_4h_to_h", neurons="mlp.dense_4h_to_h"
+    ),
+    Family("OPT", "model.decoder.layers", "self_attn", "fc2", "fc2", has_flat_mlp=True),
 )
 
 
@@ -250,11 +253,24 @@ class ChatModel:
             )
         return sorted(existing[name] for name in names)
 
+    def neuron_sites(self) -> list[Site]:
+        """Return the MLP neurons of every block in order of depth; those of a mixture of experts are left out."""
+        if self.family.neurons is None:
+            return []
+        sites = all_sites(self.n_layers, (SiteKind.NEURONS,))
+        return [site for site in sites if _walk(self._blocks[site.layer], self.family.neurons) is not None]
+
     def site_module(self, site: Site) -> nn.Module:
-        """Return the module whose output (a tensor, or a tuple's first entry) is the site's value."""
+        """Return the module whose output (a tensor, or a tuple's first entry) is the site's value; for neurons, the
+        one whose input it is."""
         block = self._blocks[site.layer]
         if site.kind is SiteKind.RESIDUALS:
             return block
+        if site.kind is SiteKind.NEURONS:
+            projection = None if self.family.neurons is None else _walk(block, self.family.neurons)
+            if projection is None:
+                raise InputError(f"{self.name}: block {site.layer} has no single MLP whose neurons could be read")
+            return projection
         module = _walk(block, self.family.attention if site.kind is SiteKind.ATTENTION else self.family.mlp)
         assert module is not None, site  # `find_family` has seen it in every block
         return module
@@ -269,19 +285,27 @@ class ChatModel:
         def note_shape(module: Any, args: Any, kwargs: Any) -> None:
             shape[:] = [(args[0] if args else kwargs["hidden_states"]).shape]
 
-        def hook(module: Any, args: Any, output: Any) -> Any:
-            value: Tensor = output[0] if isinstance(output, tuple) else output
-            changed = use(value.reshape(shape[0]) if shape else value)
-            if changed is None:
-                return None
-            changed = changed.reshape(value.shape)
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        def used(value: Tensor) -> Tensor | None:
+            changed = use(value.unflatten(0, shape[0][:2]) if shape else value)
+            return None if changed is None else changed.reshape(value.shape)
+
+        def on_output(module: Any, args: Any, output: Any) -> Any:
+            changed = used(output[0] if isinstance(output, tuple) else output)
+            return (changed, *output[1:]) if changed is not None and isinstance(output, tuple) else changed
+
+        def on_input(module: Any, args: Any) -> Any:
+            changed = used(args[0])
+            return None if changed is None else (changed, *args[1:])
 
         hooks = ExitStack()
-        if self.family.has_flat_mlp and site.kind is SiteKind.MLP:
+        if self.family.has_flat_mlp and site.kind in (SiteKind.MLP, SiteKind.NEURONS):
             before = self._blocks[site.layer].register_forward_pre_hook(note_shape, with_kwargs=True)
             hooks.callback(before.remove)
-        hooks.callback(self.site_module(site).register_forward_hook(hook).remove)
+        module = self.site_module(site)
+        if site.kind is SiteKind.NEURONS:
+            hooks.callback(module.register_forward_pre_hook(on_input).remove)
+        else:
+            hooks.callback(module.register_forward_hook(on_output).remove)
         return hooks
 
     # Checks ----------------------------------------------------------------------------------------------------------

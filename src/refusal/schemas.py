@@ -252,10 +252,19 @@ class DepthPoint(Record):
     transfer: float | None = Field(description="Mean off-diagonal transfer: cross / own, both less random sets.")
     transfer_ci: Interval
     random: float | None = Field(description="Share removed by random sets matched on size and activation frequency.")
+    sufficiency_own: float | None = Field(
+        description="Share of the difference refused - complied that inducing a category's circuit restores in its "
+        "complied prompts."
+    )
+    sufficiency: float | None = Field(
+        description="The same with another category's circuit: as much where the site carries decisions, less where it "
+        "carries evidence."
+    )
+    sufficiency_ci: Interval
     direct: float | None = Field(description="Share of m - m_cf that the site carries directly, later writes held.")
     separation_auc: float | None = Field(description="Cross-validated AUC of refused against complied, same category.")
-    size: int | None = Field(description="Latents per circuit at this site.")
-    before_commit: bool = Field(description="Only such sites say anything about the mechanism.")
+    size: float | None = Field(description="Latents per circuit at this site, mean over categories.")
+    before_commit: bool = Field(description="Earlier block, or neurons of the block that commits: only they tell mechanisms apart.")
 
 
 class StructuralSimilarity(Record):
@@ -318,7 +327,7 @@ class Comparison(Artefact):
     reason: str = Field(description="One sentence that can be quoted.")
     average_similarity: float | None = Field(description="Mean off-diagonal transfer at the decisive site.")
     average_similarity_ci: Interval
-    decisive_site: str | None = Field(description="The most shared site before commit where own necessity holds.")
+    decisive_site: str | None = Field(description="The most shared site before commit that carries decisions and where own necessity holds.")
     similarity: Matrix = Field(description="Symmetrised transfer at the decisive site; diagonal 1.")
     similarity_ci: IntervalMatrix
     groups: tuple[tuple[str, ...], ...] | None = Field(description="Partition of the categories into mechanisms.")

@@ -1,7 +1,8 @@
-"""Sites: the places of the residual stream that can be read and written.
+"""Sites: the places of a model that can be read and written.
 
-A site is the state of the residual stream after a block (`residuals_3`: output of block 3, before any final norm) or
-what a block writes to it (`attention_3`, `mlp_3`: the term that is added, after any post-norm). Layers count from 0.
+A site is the state of the residual stream after a block (`residuals_3`: output of block 3, before any final norm), what
+a block writes to it (`attention_3`, `mlp_3`: the term that is added, after any post-norm), or the hidden neurons of a
+block's MLP (`neurons_3`: the input of its down-projection). Layers count from 0.
 This module does not know where a model keeps a site: `refusal.models` does.
 """
 
@@ -14,7 +15,7 @@ from functools import total_ordering
 
 from refusal.errors import InputError
 
-_NAME = re.compile(r"(residuals|mlp|attention)_(0|[1-9][0-9]*)")
+_NAME = re.compile(r"(residuals|mlp|attention|neurons)_(0|[1-9][0-9]*)")
 
 
 class SiteKind(StrEnum):
@@ -22,6 +23,9 @@ class SiteKind(StrEnum):
 
     ATTENTION = "attention"
     """`attn_out`: what the attention of a block adds to the residual stream."""
+    NEURONS = "neurons"
+    """Hidden neurons of a block's MLP, `[.., d_mlp]`: no SAE is needed, each neuron is a unit. Measured where the
+    analysis needs it; not kept in the activation store."""
     MLP = "mlp"
     """`mlp_out`: what the MLP of a block adds to the residual stream."""
     RESIDUALS = "residuals"
@@ -29,17 +33,19 @@ class SiteKind(StrEnum):
 
     @property
     def is_writer(self) -> bool:
-        """True for what is added to the residual stream, false for its state."""
-        return self is not SiteKind.RESIDUALS
+        """True for what is added to the residual stream."""
+        return self in (SiteKind.ATTENTION, SiteKind.MLP)
 
 
-_DEPTH_IN_BLOCK = {SiteKind.ATTENTION: 0, SiteKind.MLP: 1, SiteKind.RESIDUALS: 2}
+STREAM_KINDS = (SiteKind.ATTENTION, SiteKind.MLP, SiteKind.RESIDUALS)
+"""Kinds of width d_model, which can be captured and have SAEs."""
+_DEPTH_IN_BLOCK = {kind: depth for depth, kind in enumerate(SiteKind)}
 
 
 @total_ordering
 @dataclass(frozen=True)
 class Site:
-    """One place in the model, ordered by depth: attention, then MLP, then the residual stream of each block."""
+    """One place in the model, ordered by depth: attention, neurons, MLP, then the residual stream of each block."""
 
     kind: SiteKind
     layer: int
@@ -61,7 +67,7 @@ class Site:
         Site(kind=<SiteKind.MLP: 'mlp'>, layer=12)
 
         Raises:
-            InputError: The name is not `residuals_N`, `mlp_N` or `attention_N`.
+            InputError: The name is not `residuals_N`, `mlp_N`, `attention_N` or `neurons_N`.
         """
         match = _NAME.fullmatch(name)
         if match is None:
@@ -77,7 +83,7 @@ class Site:
         return self.name
 
 
-def all_sites(n_layers: int, kinds: tuple[SiteKind, ...] = tuple(SiteKind)) -> list[Site]:
+def all_sites(n_layers: int, kinds: tuple[SiteKind, ...] = STREAM_KINDS) -> list[Site]:
     """Return the sites of a model with `n_layers` blocks in order of depth.
 
     >>> [str(site) for site in all_sites(1)]

@@ -11,30 +11,33 @@ from refusal.artefacts import read_json, write_json
 from refusal.planted.verify import Checks
 from refusal.planted.worlds import World
 
-SCHEMA = "refusal-circuits/planted/1"
+SCHEMA = "refusal-circuits/planted/2"
 TRUTH = "planted.json"
 
 
-def expected_verdict(world: World) -> str:
-    """Return the verdict that is right for a world: by the share of category pairs that share a mechanism."""
-    n = sum(len(group) for group in world.groups)
-    share = sum(len(group) * (len(group) - 1) for group in world.groups) / (n * (n - 1))
-    return "MONOLITHIC" if share >= 0.8 else "PARTIALLY MODULAR" if share >= 0.5 else "MODULAR"
+def save(folder: Path, world: World, model: Any, tokenizer: Any, checks: Checks, made_by: str) -> None:
+    """Write model, tokenizer and truth.
 
-
-def save(folder: Path, world: World, model: Any, tokenizer: Any, checks: Checks) -> None:
-    """Write model, tokenizer and truth."""
+    Args:
+        folder: Where to.
+        world: What was planted.
+        model: The network.
+        tokenizer: Its tokenizer.
+        checks: What `verify` found.
+        made_by: The command that makes it again.
+    """
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     truth = {
         "schema": SCHEMA,
         "world": asdict(world),
         "groups": world.groups,
-        "slices": {str(layer): world.slices for layer in world.planted_layers},
+        "carriers": {str(layer): world.carriers(layer) for layer in world.planted_layers},
+        "slices": {str(layer): world.slices(layer) for layer in world.planted_layers},
         "refused_intents": {category: sorted(intents) for category, intents in world.refused.items()},
-        "expected_verdict": expected_verdict(world),
+        "expected_verdict": world.expected_verdict,
         "checks": asdict(checks),
-        "made_by": f"python -m refusal.planted make --world {world.grouping} --seed {world.seed} --out FOLDER",
+        "made_by": made_by,
     }
     write_json(folder / TRUTH, truth)
 

@@ -2,13 +2,13 @@
 
 Each step has three losses, all next-token cross-entropy:
 1. behaviour: the answer to each prompt;
-2. interchange: at a planted layer, random slices take the values of another prompt; the first answer token must be the
-   one that the causal model then gives;
+2. interchange: at each planted layer, random slices take the values of another prompt; the first answer token must be
+   the one that the causal model then gives;
 3. strict: random neurons outside the slices take another prompt's values; the first answer token must not change.
 
-The mechanism losses begin small and grow when the model behaves: demanding a place for a decision that is not yet made
-only slows its making. Source: Geiger et al. 2112.00826 (interchange intervention training); Gupta et al. 2407.14494
-(the strict term).
+All exchanges of a step run side by side in one pass (`interchange`). The mechanism losses come in when the
+model behaves: demanding a place for a decision that is not yet made only slows its making.
+Source: Geiger et al. 2112.00826 (interchange intervention training); Gupta et al. 2407.14494 (the strict term).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from refusal.planted.build import ASSISTANT, USER
-from refusal.planted.data import ANSWERS, PlantedPrompt, make_prompt
-from refusal.planted.slices import Swap, neurons_of, recorded, swapped
+from refusal.planted.data import language_of
+from refusal.planted.interchange import Exchange, neurons_of, run
+from refusal.planted.pool import PromptPool, first_tokens, make_pool
 from refusal.planted.worlds import World, after_interchange
 
 log = logging.getLogger(__name__)
@@ -36,82 +36,15 @@ BATCH = 128
 POOL = 16_384
 """Prompts made once and drawn from."""
 LEARNING_RATE = 3e-3
-EARLY_WEIGHT = 0.1
-"""Weight of the mechanism losses until the model behaves."""
 BEHAVES = 0.9
-"""Batch accuracy from which the mechanism losses grow."""
+"""Batch accuracy from which the mechanism losses grow; until then they are not computed."""
 RAMP = 200
-"""Steps over which they grow to 1."""
-CHECK_EVERY = 250
-
-
-@dataclass(frozen=True)
-class PromptPool:
-    """Prompts as tensors, left padded so that the readout position is the last."""
-
-    prompts: list[PlantedPrompt]
-    input_ids: Int[Tensor, "prompt pos"]
-    attention_mask: Int[Tensor, "prompt pos"]
-    answers: Int[Tensor, "prompt _"]
-    """Token ids of the answer and the end token; -100 beyond."""
-    style: Int[Tensor, " prompt"]
-    variables: Bool[Tensor, "prompt group"]
-    """v_g of each prompt."""
-
-    @property
-    def is_refused(self) -> Bool[Tensor, " prompt"]:
-        """What the model is to do."""
-        return self.variables.any(1)
-
-    def rows(self, rows: Int[Tensor, " prompt"]) -> PromptPool:
-        """Return some of the prompts."""
-        tensors = (self.input_ids, self.attention_mask, self.answers, self.style, self.variables)
-        input_ids, mask, answers, style, variables = (tensor[rows] for tensor in tensors)
-        return PromptPool([self.prompts[int(row)] for row in rows], input_ids, mask, answers, style, variables)
-
-
-def make_pool(world: World, tokenizer: Any, n: int, generator: np.random.Generator) -> PromptPool:
-    """Return n random prompts of a world."""
-    prompts = [make_prompt(generator) for _ in range(n)]
-    frame = [tokenizer.convert_tokens_to_ids(token) for token in (tokenizer.bos_token, USER, ASSISTANT)]
-    ids = [[*frame[:2], *tokenizer(each.text, add_special_tokens=False)["input_ids"], frame[2]] for each in prompts]
-    longest = max(map(len, ids))
-    input_ids = torch.full((n, longest), tokenizer.pad_token_id)
-    mask = torch.zeros_like(input_ids)
-    for row, tokens in enumerate(ids):
-        input_ids[row, longest - len(tokens) :] = torch.tensor(tokens)
-        mask[row, longest - len(tokens) :] = 1
-    texts = {
-        key: answer_ids(tokenizer, *key) for key in ((refused, style) for refused in (True, False) for style in (0, 1))
-    }
-    width = max(map(len, texts.values()))
-    answers = torch.full((n, width), -100)
-    for row, each in enumerate(prompts):
-        tokens = texts[world.is_refused(each.category, each.intent), each.style]
-        answers[row, : len(tokens)] = torch.tensor(tokens)
-    variables = torch.from_numpy(np.stack([world.variables(each.category, each.intent) for each in prompts]))
-    return PromptPool(prompts, input_ids, mask, answers, torch.tensor([each.style for each in prompts]), variables)
-
-
-def answer_ids(tokenizer: Any, refused: bool, style: int) -> list[int]:
-    """Return the token ids of an answer and the end token."""
-    return [*tokenizer(ANSWERS[refused][style], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-
-
-def first_tokens(tokenizer: Any) -> Int[Tensor, "2 2"]:
-    """Return the first token of each answer, as `[refused, style]`."""
-    return torch.tensor([[answer_ids(tokenizer, refused, style)[0] for style in (0, 1)] for refused in (False, True)])
-
-
-def run(model: Any, pool: PromptPool, answers: Tensor | None = None) -> Tensor:
-    """Return logits `[prompt, pos, vocab]` of the prompts, followed by answers if given."""
-    input_ids, mask = pool.input_ids, pool.attention_mask
-    if answers is not None:
-        input_ids = torch.cat([input_ids, answers.clamp_min(0)], 1)
-        mask = torch.cat([mask, (answers >= 0).long()], 1)
-    positions = (mask.cumsum(-1) - 1).clamp_min(0)
-    logits: Tensor = model(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-    return logits
+"""Steps over which they grow from 0 to 1."""
+INTERCHANGES = 3
+"""Interchanges of each prompt at each planted layer in a step."""
+ANSWERS_EVERY = 4
+"""Steps from one that also learns the answers' further tokens to the next."""
+CHECK_EVERY = 125
 
 
 @dataclass(frozen=True)
@@ -128,12 +61,13 @@ def train(world: World, model: Any, tokenizer: Any, *, max_steps: int, check: Ca
     generator = np.random.default_rng([world.seed, 13])
     torch.manual_seed(world.seed + 1)
     pool = make_pool(world, tokenizer, POOL, generator)
-    trainer = _Trainer(world, model, tokenizer)
+    trainer = _Trainer(world, model, first_tokens(language_of(world), tokenizer))
     for step in range(1, max_steps + 1):
-        trainer.step(pool.rows(torch.randint(POOL, (BATCH,))), _rate(step, max_steps))
+        batch = pool.rows(torch.randint(POOL, (BATCH,)))
+        trainer.step(batch, _rate(step, max_steps), with_answers=step % ANSWERS_EVERY == 0)
         if step % CHECK_EVERY == 0:
             log.info("step %d: behaviour loss %.4f, mechanism loss %.4f", step, *trainer.losses)
-            if trainer.weight == 1.0 and check():
+            if (trainer.weight == 1.0 or not world.is_planted) and check():
                 return TrainingRun(step, True)
     return TrainingRun(max_steps, check())
 
@@ -146,10 +80,10 @@ def _rate(step: int, max_steps: int) -> float:
 class _Trainer:
     """Optimiser and curriculum of one training."""
 
-    def __init__(self, world: World, model: Any, tokenizer: Any) -> None:
+    def __init__(self, world: World, model: Any, first: Int[Tensor, "2 2"]) -> None:
         self.world = world
         self.model = model
-        self.first = first_tokens(tokenizer)
+        self.first = first
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True)
         self.since_behaves = -1
         self.losses = (float("nan"), float("nan"))
@@ -157,42 +91,45 @@ class _Trainer:
     @property
     def weight(self) -> float:
         """Weight of the mechanism losses."""
-        return EARLY_WEIGHT if self.since_behaves < 0 else min(1.0, EARLY_WEIGHT + self.since_behaves / RAMP)
+        return max(0.0, min(1.0, self.since_behaves / RAMP))
 
-    def step(self, batch: PromptPool, rate: float) -> None:
+    def step(self, batch: PromptPool, rate: float, *, with_answers: bool) -> None:
         """Take one step on a batch."""
-        position = batch.input_ids.shape[1] - 1
-        with recorded(self.model, self.world.planted_layers, position) as neurons:
-            logits = run(self.model, batch, batch.answers)
-        answers = logits[:, position:-1]
-        behaviour = cross_entropy(answers.flatten(0, 1), batch.answers.flatten(), ignore_index=-100)
-        mechanism = self._mechanism(batch, neurons, position)
+        exchanges, wanted = self._exchanges(batch) if self.weight > 0 else ([], batch.answers[:0, 0])
+        found = run(self.model, batch, exchanges, with_answers=with_answers)
+        behaviour = cross_entropy(found.base, batch.answers[:, 0])
+        loss = behaviour
+        if with_answers:
+            loss = loss + cross_entropy(
+                found.rest.flatten(0, 1), batch.answers[:, 1:].flatten(), ignore_index=-100
+            )
+        mechanism = cross_entropy(found.exchanged.flatten(0, 1), wanted) if exchanges else torch.zeros(())
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        (behaviour + self.weight * mechanism).backward()
+        (loss + self.weight * mechanism).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        correct = (answers[:, 0].argmax(-1) == batch.answers[:, 0]).float().mean()
-        if self.since_behaves >= 0 or float(correct) >= BEHAVES:
+        correct = (found.base.argmax(-1) == batch.answers[:, 0]).float().mean()
+        if self.world.is_planted and (self.since_behaves >= 0 or float(correct) >= BEHAVES):
             self.since_behaves += 1
         self.losses = (behaviour.item(), mechanism.item())
 
-    def _mechanism(self, batch: PromptPool, neurons: dict[int, Tensor], position: int) -> Tensor:
-        """Return interchange and strict losses, from one pass over both."""
-        n, world = len(batch.style), self.world
-        layer = world.planted_layers[int(torch.randint(len(world.planted_layers), ()))]
-        source = torch.randperm(n)
-        groups = torch.rand(n, len(world.groups)) < torch.rand(n, 1)
-        refused = torch.from_numpy(
-            after_interchange(batch.variables.numpy(), batch.variables[source].numpy(), groups.numpy())
-        ).long()
-        outside = torch.rand(n, world.d_mlp) < torch.rand(n, 1)
-        outside[:, : world.slices[-1][1]] = False
-        chosen = torch.cat([neurons_of(world.slices, groups, world.d_mlp), outside])
-        both = torch.arange(n).repeat(2)
-        values = neurons[layer][source].repeat(2, 1)
-        with swapped(self.model, Swap(layer, values, chosen), position):
-            logits = run(self.model, batch.rows(both))[:, -1]
-        wanted = torch.cat([self.first[refused, batch.style], batch.answers[:, 0]])
-        return cross_entropy(logits, wanted)
+    def _exchanges(self, batch: PromptPool) -> tuple[list[Exchange], Int[Tensor, " wanted"]]:
+        """Return interchanges and strict exchanges at every planted layer, with the first tokens they must give."""
+        exchanges, wanted = [], []
+        n, world = len(batch), self.world
+        for index, layer in enumerate(world.planted_layers):
+            slices = world.slices(layer)
+            for _ in range(INTERCHANGES):
+                source = torch.randperm(n)
+                carriers = torch.rand(n, len(slices)) < torch.rand(n, 1)
+                values = batch.values[index, :, : len(slices)].numpy()
+                refused = torch.from_numpy(after_interchange(values, values[source], carriers.numpy())).long()
+                exchanges.append(Exchange(layer, source, neurons_of(slices, carriers, world.d_mlp)))
+                wanted.append(self.first[refused, batch.style])
+            outside = torch.rand(n, world.d_mlp) < torch.rand(n, 1)
+            outside[:, : slices[-1][1]] = False
+            exchanges.append(Exchange(layer, torch.randperm(n), outside))
+            wanted.append(batch.answers[:, 0])
+        return exchanges, torch.cat(wanted)
