@@ -33,7 +33,7 @@ from refusal.sites import Site
 class PathGradients:
     """Mean gradients along the path from the counterfactual to each prompt; float32 on the CPU."""
 
-    gradient: dict[Site, Float[Tensor, "prompt d_model"]]
+    gradient: dict[Site, Float[Tensor, "prompt _"]]
     """Mean of dm/dx over the path, logits per unit of activation."""
     metric: Float[Tensor, " prompt"]
     """m of the prompt as it is, logits."""
@@ -53,7 +53,7 @@ def mean_gradients(
     runner: ReadoutRunner,
     metric: RefusalMetric,
     prompts: Sequence[int],
-    counterfactual: dict[Site, Float[Tensor, "prompt d_model"]],
+    counterfactual: dict[Site, Float[Tensor, "prompt _"]],
     *,
     n_steps: int,
 ) -> PathGradients:
@@ -114,7 +114,7 @@ def _gradients(
     steps: list[_Step],
     starts: dict[Site, Tensor],
     ends: dict[Site, Tensor],
-) -> dict[Site, Float[Tensor, "prompt d_model"]]:
+) -> dict[Site, Float[Tensor, "prompt _"]]:
     """Return the sum over `steps` of dm/dx, by site, in one forward and one backward pass."""
     sites = sorted({step.site for step in steps})
     leaves, edits, first = [], [], 0

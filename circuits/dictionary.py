@@ -31,9 +31,7 @@ class Dictionary(Protocol):
     def rows(self, units: Int[Tensor, " node"] | Bool[Tensor, " unit"]) -> Float[Tensor, "node width"]:
         """Return W_dec of some units."""
 
-    def read(
-        self, acts: Float[Tensor, "node batch width"], units: Int[Tensor, " node"]
-    ) -> Float[Tensor, "node batch"]:
+    def read(self, acts: Float[Tensor, "node batch width"], units: Int[Tensor, " node"]) -> Float[Tensor, "node batch"]:
         """Return unit v in run v, differentiable, with the choice of active units frozen to that of run 0."""
 
 
@@ -61,9 +59,7 @@ class SAEUnits:
         """Return rows of the decoder."""
         return self._decoder[units]
 
-    def read(
-        self, acts: Float[Tensor, "node batch width"], units: Int[Tensor, " node"]
-    ) -> Float[Tensor, "node batch"]:
+    def read(self, acts: Float[Tensor, "node batch width"], units: Int[Tensor, " node"]) -> Float[Tensor, "node batch"]:
         """Return the pre-activation of latent v in run v, zero where the latent is off in run 0."""
         sae = self._sae
         pre = torch.einsum("vbd,dv->vb", acts.float() - sae.b_dec, sae.W_enc[:, units]) + sae.b_enc[units][:, None]
@@ -93,8 +89,6 @@ class NeuronUnits:
         index = torch.nonzero(units).ravel() if units.dtype == torch.bool else units
         return torch.nn.functional.one_hot(index, self._width).float()
 
-    def read(
-        self, acts: Float[Tensor, "node batch width"], units: Int[Tensor, " node"]
-    ) -> Float[Tensor, "node batch"]:
+    def read(self, acts: Float[Tensor, "node batch width"], units: Int[Tensor, " node"]) -> Float[Tensor, "node batch"]:
         """Return neuron v in run v."""
         return acts.float().gather(2, units[:, None, None].expand(-1, acts.shape[1], 1)).squeeze(2)

@@ -25,7 +25,9 @@ from circuits.evidence import Evidence, SiteCode
 from refusal.sites import Site
 
 ENOUGH = 0.7
-"""Share of the best effect that the chosen circuit size must reach."""
+"""Share of the best effect that the chosen circuit size must reach. The last tenths are carried by units that matter
+more to other categories; a circuit that holds them measures those. On planted models .9 joins categories that are
+apart, .5 to .7 does not."""
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Circuit sizes tried at each site, in latents."""
 
@@ -130,7 +132,7 @@ def choose_size(sizes: Sequence[int], share_removed: Sequence[float]) -> int:
         sizes: Circuit sizes, ascending.
         share_removed: Mean share of m - m_cf that removing the circuit takes away, by size; above 1 is overshoot.
 
-    >>> choose_size([1, 2, 4, 8], [0.2, 0.7, 0.98, 1.3])
+    >>> choose_size([1, 2, 4, 8], [0.2, 0.6, 0.98, 1.3])
     4
     """
     wanted = ENOUGH * min(max(share_removed), 1.0)
@@ -141,7 +143,7 @@ def measure_curves(
     evidence: Evidence,
     category: int,
     codes: Sequence[SiteCode],
-    rankings: Sequence[Sequence[Float[Tensor, " d_sae"]]],
+    rankings: Sequence[Sequence[Float[Tensor, " _"]]],
     gradients: PathGradients,
     sizes: tuple[int, ...],
 ) -> list[Curves]:

@@ -80,14 +80,18 @@ class Evidence:
         return ChatModel.load(self._model_name, device=self._config.device, dtype=self._config.dtype)
 
     @cached_property
-    def runner(self) -> ReadoutRunner:
-        """The model at the readout position of the contrast prompts, in the order of `contrasts.prompt_ids`."""
+    def texts(self) -> list[str]:
+        """The contrast prompts."""
         outputs = ModelOutputs.load(self._paths.model_outputs(self._model_name))
         text_of = {output.id: output.prompt for output in outputs.outputs}
-        texts = [text_of[prompt_id] for prompt_id in self.contrasts.prompt_ids]
+        return [text_of[prompt_id] for prompt_id in self.contrasts.prompt_ids]
+
+    @cached_property
+    def runner(self) -> ReadoutRunner:
+        """The model at the readout position of the contrast prompts, in the order of `contrasts.prompt_ids`."""
         batch_size = self._config.batch_size
         prefix = self.labels.openers.answer_prefix
-        token_ids = [[*ids, *prefix] for ids in self.model.tokenize(texts, self._config.system_prompt)]
+        token_ids = [[*ids, *prefix] for ids in self.model.tokenize(self.texts, self._config.system_prompt)]
         size = DEFAULT_BATCH if batch_size == "auto" else batch_size
         return ReadoutRunner(self.model, token_ids, batch_size=size)
 
@@ -109,7 +113,7 @@ class Evidence:
         return self.seeds[:1] if site.kind is SiteKind.NEURONS else self.seeds
 
     @cached_property
-    def _recorded(self) -> dict[Site, Float[Tensor, "prompt width"]]:
+    def _recorded(self) -> dict[Site, Float[Tensor, "prompt _"]]:
         return {}
 
     def acts(self, site: Site) -> Float[Tensor, "prompt width"]:
@@ -164,7 +168,7 @@ class Evidence:
 @torch.no_grad()
 def record_readout(
     runner: ReadoutRunner, prompt_ids: Sequence[str], sites: Sequence[Site]
-) -> dict[Site, Float[Tensor, "prompt width"]]:
+) -> dict[Site, Float[Tensor, "prompt _"]]:
     """Return the sites' values at the readout position of every prompt of the runner; float32 on the CPU."""
     rows: dict[Site, list[Tensor]] = {site: [torch.zeros(0)] * len(prompt_ids) for site in sites}
     for batch in runner.batches(range(len(prompt_ids))):

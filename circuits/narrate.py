@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from circuits.study import Study
 from circuits.verdict import (
+    MIN_MARGIN,
     MIN_SHARE_NECESSARY,
     MIN_SUFFICIENCY,
     MIN_SUFFICIENCY_RATIO,
@@ -52,6 +53,20 @@ def _groups(several: list[tuple[str, ...]]) -> str:
 
 def no_mechanism(study: Study) -> str | None:
     """Return why no site can decide, or None when one can."""
+    if min(study.margins) < MIN_MARGIN:
+        refused, complied = study.margins
+        return (
+            f"The model's decisions are toss-ups: the median log-odds of the answer it gives are {refused:.2f} on "
+            f"refused and {complied:.2f} on complied prompts (at least {MIN_MARGIN} on both is needed), so small changes "
+            "of the wording flip them and there is no mechanism to compare."
+        )
+    if study.text_auc is not None and study.text_auc.is_noise:
+        found = study.text_auc
+        return (
+            f"Nothing in the prompts predicts what the model does: within a category, words tell refused from complied "
+            f"prompts with an AUC of {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}] (0.5 is chance), so its "
+            "refusals are noise or memory of single prompts and there is no mechanism to compare."
+        )
     if study.commit is None:
         return "No residual site carries most of the decision directly, so there is no depth at which it is made."
     if study.candidates:
@@ -69,9 +84,9 @@ def no_mechanism(study: Study) -> str | None:
         own, cross = float(strongest.sufficiency.own[0]), float(strongest.sufficiency.cross[0])
         return (
             f"No site before commit ({study.commit}) carries decisions: inducing one category's circuit in complied "
-            f"prompts of another restores at best {cross:.2f} of the refusal, at {strongest.site}, where the own circuit "
-            f"restores {own:.2f}; a decision restores at least {MIN_SUFFICIENCY:.2f} and {MIN_SUFFICIENCY_RATIO:.0%} of "
-            "what the own circuit does. What such sites share is evidence, not a mechanism."
+            f"prompts of another restores at best {cross:.2f} of the refusal, at {strongest.site}, where the own "
+            f"circuit restores {own:.2f}; a decision restores at least {MIN_SUFFICIENCY:.2f} and "
+            f"{MIN_SUFFICIENCY_RATIO:.0%} of what the own circuit does. What such sites share is evidence, not a mechanism."
         )
     return (
         f"At no site before commit ({study.commit}) does removing a category's own circuit remove enough of its "

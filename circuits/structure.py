@@ -27,7 +27,7 @@ from refusal.stats import permutation_p
 def structural_similarity(evidence: Evidence, file: AttributionFile, site: Site | None) -> StructuralSimilarity:
     """Return raw agreement, noise ceiling and their ratio of the categories' attribution vectors at a site.
 
-    `decoder_cosine` compares sum_f attr_f sign(f - f_cf) W_dec[f] and so does not depend on the SAE's choice of latents.
+    `decoder_cosine` compares sum_f attr_f sign(f - f_cf) W_dec[f], so it does not depend on the SAE's choice of latents.
     The sign counts a latent that falls silent as a step against its direction: without it a latent of refusal that
     wakes and one of compliance that falls silent, the same step, would cancel.
     """
@@ -96,7 +96,10 @@ def permutation_test(evidence: Evidence, file: AttributionFile, site: Site, n_dr
 
 
 def own_excess(
-    latents: Float[np.ndarray, "prompt d_sae"], category: np.ndarray, fold: np.ndarray, sizes: Int[np.ndarray, " category"]
+    latents: Float[np.ndarray, "prompt d_sae"],
+    category: np.ndarray,
+    fold: np.ndarray,
+    sizes: Int[np.ndarray, " category"],
 ) -> float:
     """Return mean over categories of the attribution that own circuits cover less that which others' cover, logits."""
     n = len(sizes)

@@ -16,6 +16,7 @@ from circuits import verdict
 from circuits.direct import DirectEffects
 from circuits.evidence import Evidence
 from circuits.groups import find_groups, groups_stability
+from circuits.predictable import text_auc
 from circuits.verdict import Decision, Resampling, SiteEffects, SiteTransfer, Sufficiency, Verdict, site_transfer
 from refusal.config import AnalysisConfig
 from refusal.schemas import SeedResult
@@ -79,6 +80,11 @@ class Study:
         self.category = contrasts.category[contrasts.refused]
         self.fold = contrasts.fold[contrasts.refused]
         self.gap = self._gap()
+        self.margins = (
+            float(np.median(direct.metric[contrasts.is_refused])),
+            float(-np.median(direct.metric[~contrasts.is_refused])),
+        )
+        self.text_auc = text_auc(evidence.texts, contrasts.category, contrasts.is_refused, seed)
         self.direct_share = dict(direct.mean_shares())
         self.commit = verdict.commit_site(direct.mean_shares())
         self.auc = {each.site: self._auc(each.site, seed) for each in effects}
@@ -187,7 +193,7 @@ class Study:
     def shared_from(self) -> Site | None:
         """The first site where the categories of a group share: mean transfer within groups reaches the threshold.
 
-        For neurons it is the residual stream after their block, the first site of the stream that holds what they share.
+        For neurons it is the residual stream after their block, the first of the stream that holds what they share.
         None when no two categories share a mechanism.
         """
         if not self.candidates:
@@ -214,7 +220,9 @@ class Study:
 def _seeds_of(effects: SiteEffects, weights: Resampling) -> Resampling:
     """Return the weights for a site that has one measurement for all SAE seeds as well as for one with its own."""
     n_seeds = len(effects.effect)
-    return weights if n_seeds == weights.seeds.shape[1] else Resampling(weights.prompts, np.ones((len(weights.seeds), 1)))
+    return (
+        weights if n_seeds == weights.seeds.shape[1] else Resampling(weights.prompts, np.ones((len(weights.seeds), 1)))
+    )
 
 
 def is_supported_by_seeds(seeds: tuple[SeedResult, ...], verdict_now: Verdict) -> bool:

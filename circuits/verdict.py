@@ -28,6 +28,9 @@ from jaxtyping import Bool, Float, Int
 from refusal.sites import Site, SiteKind
 from refusal.stats import bootstrap_weights
 
+MIN_MARGIN = 0.5
+"""Median |m| in logits that refused and complied prompts must each have: below it the first token is a toss-up, and
+which side a prompt falls on is noise, not a decision."""
 MIN_NECESSITY = 0.1
 """Own necessity a category needs at a site before transfer is computed there, as a share of m refused - m complied."""
 MIN_SHARE_NECESSARY = 0.8

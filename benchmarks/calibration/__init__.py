@@ -1,0 +1,1 @@
+"""Calibration of the verdict on planted models: `python -m benchmarks.calibration`."""

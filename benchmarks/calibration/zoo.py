@@ -33,7 +33,7 @@ COUNTS = {
 }
 """Models of each world."""
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
-DEPTHS = ((4, (1, 2)), (4, (1, 2)), (5, (2, 3)), (5, (1, 2)), (6, (2, 3)), (6, (3, 4)), (8, (3, 4)))
+DEPTHS = ((4, (1, 2)), (4, (1, 2)), (5, (2, 3)), (5, (1, 2)), (6, (2, 3)), (4, (1, 2)), (8, (3, 4)))
 """Layers of a model, and those planted."""
 HOURGLASS_DEPTHS = ((4, (1, 2)), (5, (1, 3)), (5, (2, 3)), (6, (1, 3)), (6, (2, 4)))
 

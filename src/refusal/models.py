@@ -54,8 +54,6 @@ class Family:
     """Path from a block to the module whose output is added to the stream by attention."""
     mlp: str
     """Path from a block to the module whose output is added by the MLP."""
-    neurons: str | None = None
-    """Path from a block to the MLP's down-projection, whose input are the hidden neurons; None where there is none."""
     has_flat_mlp: bool = False
     """True where the MLP's input and output are `[batch * pos, width]`."""
 
@@ -66,20 +64,20 @@ SiteUse = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch po
 _PROBE_TOKENS = 6
 """Tokens of the prompt on which a model is checked."""
 
-_SANDWICH = ("post_attention_layernorm", "post_feedforward_layernorm", "mlp.down_proj")
+_SANDWICH = ("post_attention_layernorm", "post_feedforward_layernorm")
 FAMILIES = (
     Family("sandwich norms (Gemma 2 and 3)", "model.layers", *_SANDWICH),
-    Family("Llama-like", "model.layers", "self_attn", "mlp", "mlp.down_proj"),
+    Family("Llama-like", "model.layers", "self_attn", "mlp"),
     Family("Mixture of experts", "model.layers", "self_attn", "block_sparse_moe"),
     Family("Gemma 3 with vision", "model.language_model.layers", *_SANDWICH),
-    Family("GPT-NeoX", "gpt_neox.layers", "attention", "mlp", "mlp.dense_4h_to_h"),
-    Family("GPT-2", "transformer.h", "attn", "mlp", "mlp.c_proj"),
+    Family("GPT-NeoX", "gpt_neox.layers", "attention", "mlp"),
+    Family("GPT-2", "transformer.h", "attn", "mlp"),
     # BLOOM's attention and MLP modules return the residual stream too: what they add leaves their last projections.
-    Family(
-        "Falcon, BLOOM", "transformer.h", "self_attention.dense", "mlp.dense_4h_to_h", neurons="mlp.dense_4h_to_h"
-    ),
-    Family("OPT", "model.decoder.layers", "self_attn", "fc2", "fc2", has_flat_mlp=True),
+    Family("Falcon, BLOOM", "transformer.h", "self_attention.dense", "mlp.dense_4h_to_h"),
+    Family("OPT", "model.decoder.layers", "self_attn", "fc2", has_flat_mlp=True),
 )
+_DOWN_PROJECTIONS = ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.c_proj", "mlp.fc2", "fc2")
+"""Paths from a block to the last projection of its MLP, whose inputs are the hidden neurons; a mixture has none."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +103,11 @@ def _walk(module: nn.Module, path: str) -> nn.Module | None:
             return None
         module = found
     return module
+
+
+def _down_projection(block: nn.Module) -> nn.Module | None:
+    found = (_walk(block, path) for path in _DOWN_PROJECTIONS)
+    return next((module for module in found if module is not None), None)
 
 
 def find_family(model: nn.Module, name: str) -> tuple[Family, nn.ModuleList]:
@@ -255,19 +258,16 @@ class ChatModel:
 
     def neuron_sites(self) -> list[Site]:
         """Return the MLP neurons of every block in order of depth; those of a mixture of experts are left out."""
-        if self.family.neurons is None:
-            return []
         sites = all_sites(self.n_layers, (SiteKind.NEURONS,))
-        return [site for site in sites if _walk(self._blocks[site.layer], self.family.neurons) is not None]
+        return [site for site in sites if _down_projection(self._blocks[site.layer]) is not None]
 
     def site_module(self, site: Site) -> nn.Module:
-        """Return the module whose output (a tensor, or a tuple's first entry) is the site's value; for neurons, the
-        one whose input it is."""
+        """Return the module whose output (or its first entry) is the site's value; of neurons, whose input it is."""
         block = self._blocks[site.layer]
         if site.kind is SiteKind.RESIDUALS:
             return block
         if site.kind is SiteKind.NEURONS:
-            projection = None if self.family.neurons is None else _walk(block, self.family.neurons)
+            projection = _down_projection(block)
             if projection is None:
                 raise InputError(f"{self.name}: block {site.layer} has no single MLP whose neurons could be read")
             return projection
@@ -287,7 +287,7 @@ class ChatModel:
 
         def used(value: Tensor) -> Tensor | None:
             changed = use(value.unflatten(0, shape[0][:2]) if shape else value)
-            return None if changed is None else changed.reshape(value.shape)
+            return None if changed is None else changed.reshape(value.shape).contiguous()
 
         def on_output(module: Any, args: Any, output: Any) -> Any:
             changed = used(output[0] if isinstance(output, tuple) else output)

@@ -264,7 +264,9 @@ class DepthPoint(Record):
     direct: float | None = Field(description="Share of m - m_cf that the site carries directly, later writes held.")
     separation_auc: float | None = Field(description="Cross-validated AUC of refused against complied, same category.")
     size: float | None = Field(description="Latents per circuit at this site, mean over categories.")
-    before_commit: bool = Field(description="Earlier block, or neurons of the block that commits: only they tell mechanisms apart.")
+    before_commit: bool = Field(
+        description="Earlier block, or neurons of the block that commits: only they tell mechanisms apart."
+    )
 
 
 class StructuralSimilarity(Record):
@@ -327,7 +329,9 @@ class Comparison(Artefact):
     reason: str = Field(description="One sentence that can be quoted.")
     average_similarity: float | None = Field(description="Mean off-diagonal transfer at the decisive site.")
     average_similarity_ci: Interval
-    decisive_site: str | None = Field(description="The most shared site before commit that carries decisions and where own necessity holds.")
+    decisive_site: str | None = Field(
+        description="The most shared site before commit that carries decisions and where own necessity holds."
+    )
     similarity: Matrix = Field(description="Symmetrised transfer at the decisive site; diagonal 1.")
     similarity_ci: IntervalMatrix
     groups: tuple[tuple[str, ...], ...] | None = Field(description="Partition of the categories into mechanisms.")
@@ -336,6 +340,10 @@ class Comparison(Artefact):
     transfer_ci: IntervalMatrix
     structural_similarity: StructuralSimilarity
     depth_profile: tuple[DepthPoint, ...]
+    text_auc: float | None = Field(
+        description="Cross-validated AUC of refused against complied from the prompts' words, mean over categories."
+    )
+    text_auc_ci: Interval
     onset_site: str | None = Field(description="First site where refused and complied separate (AUC >= .9).")
     shared_from_site: str | None = Field(description="First site where transfer reaches the monolithic threshold.")
     commit_site: str | None = Field(description="First site whose direct effect carries the decision.")

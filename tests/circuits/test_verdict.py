@@ -14,12 +14,14 @@ CATEGORY = np.array([0, 0, 1, 1])
 # effects on prompts a1 a2 b1 b2 of removing circuit A, circuit B; random sets do 1 everywhere
 EFFECT = np.array([[[5.0, 7.0, 2.0, 4.0], [1.0, 2.0, 9.0, 9.0]]])
 RANDOM = np.ones((1, 4))
+# inducing circuit A, circuit B in the complied prompts a3 a4 b3 b4
+INDUCED = np.array([[8.0, 10.0, 6.0, 6.0], [3.0, 5.0, 9.0, 7.0]])
 GAP = np.array([10.0, 10.0])
 
 
 def measured(weights=None):
     return site_transfer(
-        SiteEffects(SITE, EFFECT, RANDOM), GAP, CATEGORY, weights or plain_weights(CATEGORY, n_seeds=1)
+        SiteEffects(SITE, EFFECT, RANDOM, INDUCED), GAP, CATEGORY, weights or plain_weights(CATEGORY, n_seeds=1)
     )
 
 
@@ -40,7 +42,7 @@ def test_mean_transfer_when_a_category_is_not_usable_leaves_its_column_out():
 def test_site_transfer_when_own_effect_is_no_larger_than_random_is_not_measured():
     effect = EFFECT.copy()
     effect[0, 0, :2] = 0.5
-    result = site_transfer(SiteEffects(SITE, effect, RANDOM), GAP, CATEGORY, plain_weights(CATEGORY, 1))
+    result = site_transfer(SiteEffects(SITE, effect, RANDOM, INDUCED), GAP, CATEGORY, plain_weights(CATEGORY, 1))
     assert np.isnan(result.transfer[0][:, 0]).all()
     assert result.transfer[0][0, 1] == pytest.approx(0.25)
 
@@ -65,7 +67,9 @@ def test_bootstrap_interval_of_transfer_covers_the_truth_as_often_as_it_says():
         other = truth * 6 + generator.normal(size=40)
         effect = np.where(category[None, :] == np.arange(2)[:, None], own, other)[None]
         weights = resample(category, 1, 400, generator)
-        draws = site_transfer(SiteEffects(SITE, effect, np.zeros((1, 40))), np.ones(2), category, weights)
+        draws = site_transfer(
+            SiteEffects(SITE, effect, np.zeros((1, 40)), np.zeros((2, 1))), np.ones(2), category, weights
+        )
         low, high = np.quantile(draws.mean_transfer(np.ones(2, bool)), [0.025, 0.975])
         hits += low <= truth <= high
     assert 0.88 <= hits / trials <= 0.99
@@ -89,6 +93,22 @@ def test_decide_when_draws_straddle_a_threshold_is_undetermined_and_says_the_lea
 def test_decide_when_nearly_all_draws_agree_gives_their_verdict():
     decision = verdict.decide(np.r_[np.full(90, 0.3), np.full(10, 0.55)], 0.8, 0.5)
     assert decision.verdict is Verdict.MODULAR
+
+
+def test_sufficiency_by_hand_tells_decisions_from_evidence():
+    effects = SiteEffects(SITE, EFFECT, RANDOM, INDUCED)
+    found = verdict.sufficiency(effects, GAP, CATEGORY, np.array([[1.0, 1, 1, 1], [2, 0, 0, 2]]))
+    # own: A 9, B 8; cross: A on b 6, B on a 4
+    assert found.own == pytest.approx([0.85, (8 + 7) / 20])
+    assert found.cross == pytest.approx([0.5, (6 + 3) / 20])
+    assert not found.carries_decisions, "0.5 is less than 85 % of what the own circuits do"
+    assert verdict.Sufficiency(np.array([0.9]), np.array([0.85])).carries_decisions
+    assert not verdict.Sufficiency(np.array([0.2]), np.array([0.2])).carries_decisions
+
+
+def test_neurons_of_the_block_that_commits_lie_before_commit():
+    assert verdict.is_before(Site.parse("neurons_2"), Site.parse("residuals_2"))
+    assert not verdict.is_before(Site.parse("neurons_3"), Site.parse("residuals_2"))
 
 
 def test_anchors_and_order_of_sites():

@@ -49,6 +49,28 @@ def test_sites_are_the_residual_stream_and_what_is_written_to_it(tiny_model, fam
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_neurons_are_all_that_an_mlp_writes_from(tiny_model, family):
+    model = tiny_model(family)
+    tokens = model.pad(model.tokenize(PROMPTS))
+    if not model.neuron_sites():
+        assert family == "mixtral"
+        assert model.neuron_sites() == []
+        with pytest.raises(InputError, match="no single MLP"):
+            model.site_module(Site(SiteKind.NEURONS, 1))
+        return
+    neurons, written = Site(SiteKind.NEURONS, 1), Site(SiteKind.MLP, 1)
+    with (
+        torch.no_grad(),
+        edit(model, {neurons: torch.zeros_like}),
+        record(model, [neurons, written], last_only=False) as acts,
+    ):
+        model.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, position_ids=tokens.position_ids)
+    assert acts[neurons].shape[:2] == tokens.input_ids.shape
+    real = acts[written][tokens.is_token]
+    torch.testing.assert_close(real, real[:1].expand_as(real))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_editing_any_site_changes_the_logits_and_leaving_restores_them_bit_for_bit(tiny_model, family):
     model = tiny_model(family)
     tokens = model.pad(model.tokenize(PROMPTS[:2]))

@@ -284,6 +284,8 @@ def _without_verdict(world: World) -> dict[str, Any]:
         "transfer_ci": {},
         "structural_similarity": StructuralSimilarity(site=None, raw={}, noise_ceiling={}, normalised={}),
         "depth_profile": tuple(_point(world, site) for site in world.sites),
+        "text_auc": 0.9,
+        "text_auc_ci": (0.87, 0.93),
         "onset_site": "residuals_0",
         "shared_from_site": None,
         "commit_site": "residuals_3",
@@ -398,6 +400,9 @@ def _point(world: World, site: str) -> DepthPoint:
         random=0.02,
         direct=(0.0, 0.06, 0.2, 0.8, 1.0)[layer % 5] if site.startswith("residuals") else None,
         separation_auc=0.97,
+        sufficiency_own=0.95,
+        sufficiency=(0.4, 0.94, 0.96, 0.97, 0.98)[layer % 5],
+        sufficiency_ci=(0.3, 0.99),
         size=world.latents_per_site,
         before_commit=layer < 3,
     )

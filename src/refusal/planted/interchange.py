@@ -69,7 +69,7 @@ def _sees(pool: PromptPool, n_variants: int, answers: Tensor) -> Bool[Tensor, "p
     first_answer = n_prompt - 1 + n_variants
     total = first_answer + answers.shape[1]
     sees = torch.ones(total, total, dtype=torch.bool).tril()
-    sees[n_prompt : first_answer, n_prompt - 1 : first_answer] = False
+    sees[n_prompt:first_answer, n_prompt - 1 : first_answer] = False
     sees[first_answer:, n_prompt:first_answer] = False
     is_token = torch.cat([pool.attention_mask.bool(), torch.ones(n, total - n_prompt, dtype=torch.bool)], 1)
     return (sees & is_token[:, None, :]) | torch.eye(total, dtype=torch.bool)
@@ -83,12 +83,14 @@ def _exchanging(model: Any, exchanges: Sequence[Exchange], position: int) -> Ite
         by_layer.setdefault(each.layer, []).append((position + 1 + index, each))
 
     def hook(here: list[tuple[int, Exchange]]) -> Any:
+        places = torch.tensor([place for place, _ in here])
+        source = torch.stack([each.source for _, each in here])
+        chosen = torch.stack([each.chosen for _, each in here])
+
         def change(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             acts = inputs[0]
-            changed = acts.clone()
-            for place, each in here:
-                changed[:, place] = torch.where(each.chosen, acts[each.source, position], acts[:, place])
-            return (changed,)
+            values = torch.where(chosen, acts[:, position][source], acts[:, places].transpose(0, 1))
+            return (acts.index_copy(1, places, values.transpose(0, 1)),)
 
         return change
 

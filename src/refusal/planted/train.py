@@ -100,9 +100,7 @@ class _Trainer:
         behaviour = cross_entropy(found.base, batch.answers[:, 0])
         loss = behaviour
         if with_answers:
-            loss = loss + cross_entropy(
-                found.rest.flatten(0, 1), batch.answers[:, 1:].flatten(), ignore_index=-100
-            )
+            loss = loss + cross_entropy(found.rest.flatten(0, 1), batch.answers[:, 1:].flatten(), ignore_index=-100)
         mechanism = cross_entropy(found.exchanged.flatten(0, 1), wanted) if exchanges else torch.zeros(())
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -73,9 +73,7 @@ class _Verifier:
         layer = self.world.planted_layers[index]
         slices = self.world.slices(layer)
         values = self.pool.values[index, :, : len(slices)].numpy()
-        exchanges = [
-            Exchange(layer, self.source, neurons_of(slices, chosen, self.world.d_mlp)) for chosen in carriers
-        ]
+        exchanges = [Exchange(layer, self.source, neurons_of(slices, chosen, self.world.d_mlp)) for chosen in carriers]
         found = self._refuses(run(self.model, self.pool, exchanges))
         agreement = []
         for refuses, chosen in zip(found, carriers, strict=True):
