@@ -57,8 +57,8 @@ def no_mechanism(study: Study) -> str | None:
         refused, complied = study.margins
         return (
             f"The model's decisions are toss-ups: the median log-odds of the answer it gives are {refused:.2f} on "
-            f"refused and {complied:.2f} on complied prompts (at least {MIN_MARGIN} on both is needed), so small changes "
-            "of the wording flip them and there is no mechanism to compare."
+            f"refused and {complied:.2f} on complied prompts (at least {MIN_MARGIN} on both is needed), so small "
+            "changes of the wording flip them and there is no mechanism to compare."
         )
     if study.text_auc is not None and study.text_auc.is_noise:
         found = study.text_auc

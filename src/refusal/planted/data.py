@@ -26,9 +26,15 @@ def language_of(world: World) -> Language:
     return language(world.vocabulary, world.common_share)
 
 
-def write_files(world: World, folder: Path) -> None:
-    """Write the three OR-Bench-shaped files (columns prompt, category); no prompt stands in two of them."""
-    generator = np.random.default_rng([world.data_seed, 12])
+def write_files(world: World, folder: Path, draw: int = 0) -> None:
+    """Write the three OR-Bench-shaped files (columns prompt, category); no prompt stands in two of them.
+
+    Args:
+        world: Decides the words, and which pairs are refused.
+        folder: Where to.
+        draw: Another number draws other prompts of the same world.
+    """
+    generator = np.random.default_rng([world.data_seed, 12, draw] if draw else [world.data_seed, 12])
     used: set[str] = set()
     for source, file_name in FILES.items():
         share = REFUSED_SHARE.get(source, world.over_refusal)

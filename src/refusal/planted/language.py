@@ -125,12 +125,12 @@ ENGLISH = Language(
     answers=ANSWERS,
 )
 
-N_TOPICS = 8
-N_VERBS = 3
+N_TOPICS = 5
+N_VERBS = 2
 N_COMMON = 6
 N_FILLERS = 6
 N_FRAMES = 8
-FRAME_WORDS = 6
+FRAME_WORDS = 5
 """Words of a frame besides its slots."""
 
 
