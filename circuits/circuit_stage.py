@@ -34,7 +34,7 @@ from circuits.nodes import NodeSelection, bootstrap_means, circuit_nodes, percen
 from refusal.artefacts import ResultPaths
 from refusal.config import Config
 from refusal.schemas import CircuitEdge, CircuitFile, SizeCurve
-from refusal.sites import Site
+from refusal.sites import Site, SiteKind
 
 log = logging.getLogger(__name__)
 
@@ -192,18 +192,31 @@ class CircuitStudy:
     def _edges(
         self, category: int, chosen: list[Int[Tensor, " _"]], rows: tuple[int, ...]
     ) -> tuple[list[CircuitEdge], dict[str, float | None]]:
-        """Return the edges between consecutive sites and, per target site, the share that none explains."""
+        """Return the edges into each site and, per site, the share of its attribution that none explains.
+
+        Edges come from the previous site with SAEs. Neurons are part of the way between two such sites, so what they
+        send on is shown too but explains nothing more.
+        """
         prompts = [int(row) for row in self.evidence.contrasts.rows(category, refused=True)]
         edges: list[CircuitEdge] = []
         remainder: dict[str, float | None] = {}
-        for index in range(len(self.codes) - 1):
-            source, target = self.codes[index : index + 2]
-            ends = EdgeEnds(source, target, chosen[index], chosen[index + 1])
-            gradient = self.file.gradients.gradient[target.site][list(rows)]
-            found = edges_between(self.evidence, ends, prompts, gradient, self._nodes(target.site).latents[list(rows)])
-            edges += found.edges
-            remainder[str(target.site)] = found.remainder
+        for target in range(1, len(self.codes)):
+            site = self.codes[target].site
+            gradient = self.file.gradients.gradient[site][list(rows)]
+            for source in self._sources(target):
+                ends = EdgeEnds(self.codes[source], self.codes[target], chosen[source], chosen[target])
+                found = edges_between(self.evidence, ends, prompts, gradient, self._nodes(site).latents[list(rows)])
+                edges += found.edges
+                if self.codes[source].site.kind is not SiteKind.NEURONS:
+                    remainder[str(site)] = found.remainder
         return edges, remainder
+
+    def _sources(self, target: int) -> list[int]:
+        """Return the places of the sites that edges into a site come from."""
+        neurons = [index for index, code in enumerate(self.codes[:target]) if code.site.kind is SiteKind.NEURONS]
+        others = [index for index in range(target) if index not in neurons]
+        between = [index for index in neurons if not others or index > others[-1]]
+        return [*others[-1:], *between]
 
     def _size_curve(self, curve: Curves, site: Site, category: int) -> SizeCurve:
         """Return the curve as published: each prompt judged by the circuit that the other fold chose."""

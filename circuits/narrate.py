@@ -86,7 +86,8 @@ def no_mechanism(study: Study) -> str | None:
             f"No site before commit ({study.commit}) carries decisions: inducing one category's circuit in complied "
             f"prompts of another restores at best {cross:.2f} of the refusal, at {strongest.site}, where the own "
             f"circuit restores {own:.2f}; a decision restores at least {MIN_SUFFICIENCY:.2f} and "
-            f"{MIN_SUFFICIENCY_RATIO:.0%} of what the own circuit does. What such sites share is evidence, not a mechanism."
+            f"{MIN_SUFFICIENCY_RATIO:.0%} of what the own circuit does. What such sites share is evidence, not a "
+            "mechanism."
         )
     return (
         f"At no site before commit ({study.commit}) does removing a category's own circuit remove enough of its "

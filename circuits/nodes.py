@@ -12,6 +12,7 @@ from circuits.attribution import NodeAttributions
 from circuits.contrast import Contrasts
 from circuits.evidence import SiteCode
 from refusal.schemas import CircuitNode, Interval
+from refusal.sites import SiteKind
 
 DRAWS = 200
 """Bootstrap draws for the interval and the stability of nodes and curves."""
@@ -38,7 +39,7 @@ def circuit_nodes(
     contrasts: Contrasts,
     generator: np.random.Generator,
 ) -> list[CircuitNode]:
-    """Return the nodes of a circuit at a site, largest attribution first, the error node last.
+    """Return the nodes of a circuit at a site, largest attribution first, the error node of an SAE last.
 
     Interval: percentile bootstrap over the category's refused prompts. Stability: share of draws that choose the node.
     """
@@ -62,6 +63,8 @@ def circuit_nodes(
         )
         for latent in sorted(selection.latents, key=lambda latent: -float(values[:, latent].mean()))
     ]
+    if code.site.kind is SiteKind.NEURONS:
+        return nodes  # neurons leave nothing over
     error = attributions.error[rows].double().numpy()
     nodes.append(
         CircuitNode(

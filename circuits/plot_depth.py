@@ -1,7 +1,8 @@
 """The depth profile from a `Comparison`: transfer above, effects below, over blocks; residual sites and writers apart.
 
-The marks of onset, shared-from and commit are the residual sites where they were found. From the commit block on the
-ground is shaded: there every model looks monolithic, because the output direction of a refusal is common to all.
+The marks of onset, shared-from and commit are the residual sites where they were found. From the commit site on the
+ground is shaded: there every model looks monolithic, because the output direction of a refusal is common to all. The
+neurons of the block that commits are diamonds just before it, in the panel of the residual stream.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ _KIND_TITLES = {
     SiteKind.MLP: "what the MLP writes",
     SiteKind.ATTENTION: "what the attention writes",
 }
+_BEFORE_BLOCK = 0.5
+"""How far left of a block's residual site its neurons are drawn, in blocks."""
 _PANEL_HEIGHTS = (2.3, 2.5)
-_BOTTOM, _GAP, _MARKS, _HEAD = 1.95, 0.3, 0.62, 0.95
+_BOTTOM, _GAP, _MARKS, _HEAD = 2.1, 0.3, 0.62, 0.95
 """Heights in inches: legend and note, between the panels, marks of the anchors, title."""
 
 
@@ -71,14 +74,18 @@ def depth_profile(comparison: Comparison) -> Figure:
     height = _BOTTOM + _PANEL_HEIGHTS[1] + _GAP + _PANEL_HEIGHTS[0] + _MARKS + _HEAD
     figure = new_figure(width, height)
     _head(figure, comparison)
+    neurons = [point for point in comparison.depth_profile if Site.parse(point.site).kind is SiteKind.NEURONS]
     for column, (kind, points) in enumerate(columns.items()):
+        inside = neurons if column == 0 else []
         left = 0.85 + column * (panel + 0.35)
         lower = add_axes(figure, left, _BOTTOM, panel, _PANEL_HEIGHTS[1])
         upper = add_axes(figure, left, _BOTTOM + _PANEL_HEIGHTS[1] + _GAP, panel, _PANEL_HEIGHTS[0])
         _draw(upper, points, comparison, (TRANSFER,))
         _draw(lower, points, comparison, EFFECTS)
         _thresholds(upper, comparison)
-        _decisive(upper, points, comparison)
+        _draw_neurons(upper, inside, (TRANSFER,))
+        _draw_neurons(lower, inside, EFFECTS)
+        _decisive(upper, [*points, *inside], comparison)
         _anchors(upper, lower, comparison)
         upper.set_xticklabels([])
         lower.set_xlabel(f"{kind.value}_N: {_KIND_TITLES[kind]}, N", fontsize=9, color=INK)
@@ -118,6 +125,24 @@ def _layer(point: DepthPoint) -> int:
     return Site.parse(point.site).layer
 
 
+def _place(point: DepthPoint) -> float:
+    """Return where a point stands on the axis of blocks."""
+    site = Site.parse(point.site)
+    return site.layer - (_BEFORE_BLOCK if site.kind is SiteKind.NEURONS else 0)
+
+
+def _draw_neurons(axes: Axes, points: Sequence[DepthPoint], curves: Sequence[Curve]) -> None:
+    for point in points:
+        for curve in curves:
+            value = curve.value(point)
+            if value is None:
+                continue
+            low, high = (None, None) if curve.ends is None else curve.ends(point)
+            if low is not None and high is not None:
+                axes.vlines(_place(point), low, high, color=curve.colour, linewidth=1.2)
+            axes.plot([_place(point)], [value], marker="D", markersize=5.5, color=curve.colour, linestyle="none")
+
+
 def _draw(axes: Axes, points: Sequence[DepthPoint], comparison: Comparison, curves: Sequence[Curve]) -> None:
     layers = [_layer(point) for point in points]
     axes.set_xlim(min(layers) - 0.5, max(layers) + 0.5)
@@ -127,7 +152,7 @@ def _draw(axes: Axes, points: Sequence[DepthPoint], comparison: Comparison, curv
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     if comparison.commit_site is not None:
-        axes.axvspan(Site.parse(comparison.commit_site).layer - 0.5, max(layers) + 0.5, color=_SHADE, zorder=0, lw=0)
+        axes.axvspan(Site.parse(comparison.commit_site).layer - 0.3, max(layers) + 0.5, color=_SHADE, zorder=0, lw=0)
     for curve in curves:
         values = _numbers([curve.value(point) for point in points])
         if curve.ends is not None:
@@ -165,7 +190,7 @@ def _thresholds(axes: Axes, comparison: Comparison) -> None:
 def _decisive(axes: Axes, points: Sequence[DepthPoint], comparison: Comparison) -> None:
     for point in points:
         if point.site == comparison.decisive_site and point.transfer is not None:
-            axes.plot([_layer(point)], [point.transfer], **_DECISIVE)
+            axes.plot([_place(point)], [point.transfer], **_DECISIVE)
 
 
 def _anchors(upper: Axes, lower: Axes, comparison: Comparison) -> None:
@@ -219,6 +244,9 @@ def _foot(figure: Figure, comparison: Comparison) -> None:
     ]
     handles.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label=limits))
     handles.append(Line2D([], [], label="decisive site: the verdict is read here", **_DECISIVE))
+    if any(Site.parse(point.site).kind is SiteKind.NEURONS for point in comparison.depth_profile):
+        diamond: dict[str, Any] = {"marker": "D", "markersize": 5.5, "color": FAINT, "linestyle": "none"}
+        handles.append(Line2D([], [], label="MLP neurons of the block that commits", **diamond))
     handles.append(Patch(color=_SHADE, label="at and after commit: every model looks monolithic here"))
     width, height = figure.get_size_inches()
     figure.legend(

@@ -27,7 +27,7 @@ from refusal.stats import permutation_p
 def structural_similarity(evidence: Evidence, file: AttributionFile, site: Site | None) -> StructuralSimilarity:
     """Return raw agreement, noise ceiling and their ratio of the categories' attribution vectors at a site.
 
-    `decoder_cosine` compares sum_f attr_f sign(f - f_cf) W_dec[f], so it does not depend on the SAE's choice of latents.
+    `decoder_cosine` compares sum_f attr_f sign(f - f_cf) W_dec[f], so the SAE's choice of latents does not matter.
     The sign counts a latent that falls silent as a step against its direction: without it a latent of refusal that
     wakes and one of compliance that falls silent, the same step, would cancel.
     """

@@ -151,17 +151,17 @@ def _coverage(rows: Sequence[Row], main: Sequence[Row]) -> str:
     n_again = sum(other.draw == 1 for other in rows)
     bias = [row.average - row.truth for row in measured]
     text = (
-        f"- Other prompts of the same world (nothing in common): the interval holds the other draw's mean transfer for "
-        f"{_share(exactly, len(replicated))}, within .01 for {_share(near, len(replicated))}; two independent draws with "
-        f"exact intervals would give .83. Median change {np.median(change):.3f}, largest {max(change):.3f}. The verdict is "
+        "- Other prompts of the same world (nothing in common): the interval holds the other draw's mean transfer for "
+        f"{_share(exactly, len(replicated))}, within .01 for {_share(near, len(replicated))}; two independent draws "
+        f"with exact intervals would give .83. Median change {np.median(change):.3f}, largest {max(change):.3f}. The verdict is "
         f"the same for {_share(same, n_again)}.\n"
         if replicated
         else "- No second draw was run.\n"
     )
     return text + (
         f"- Mean transfer less the share of pairs that share a planted mechanism: mean {np.mean(bias):+.2f}, from "
-        f"{min(bias):+.2f} to {max(bias):+.2f}. Transfer is measured in logits, where a slice that is not needed to flip "
-        "an answer still adds to it; the interval is that of the transfer, not of the planted share.\n"
+        f"{min(bias):+.2f} to {max(bias):+.2f}. Transfer is measured in logits, where a slice that is not needed to "
+        "flip an answer still adds to it; the interval is that of the transfer, not of the planted share.\n"
     )
 
 

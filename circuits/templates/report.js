@@ -140,6 +140,8 @@
     { key: "random", label: "random sets, matched", colour: "var(--control)", dash: "2 3", chart: 1 },
     { key: "direct", label: "direct effect, later writes held", colour: "var(--direct)", dash: "8 3 2 3", chart: 1 },
   ];
+  const BEFORE_BLOCK = 0.5; // how far left of a block's residual site its neurons are drawn, in blocks
+  const placeOf = (site) => layerOf(site) - (kindOf(site) === "neurons" ? BEFORE_BLOCK : 0);
   const layerOf = (site) => Number(site.slice(site.lastIndexOf("_") + 1));
   const kindOf = (site) => site.slice(0, site.lastIndexOf("_"));
 
@@ -149,14 +151,17 @@
     const readout = el("p", { class: "note", "aria-live": "polite" }, "Move over the figure, or focus it and use the left and right arrow keys, to read a site.");
     const sample = (series) => svg("svg", { width: 34, height: 12, "aria-hidden": "true" }, svg("line", { x1: 1, x2: 33, y1: 6, y2: 6, style: `stroke:${series.colour}`, "stroke-width": 2.2, "stroke-dasharray": series.dash }));
     const shade = svg("svg", { width: 20, height: 12, "aria-hidden": "true" }, svg("rect", { width: 20, height: 12, style: "fill:var(--shade);stroke:var(--rule)" }));
+    const diamond = svg("svg", { width: 16, height: 16, "aria-hidden": "true" }, svg("path", { d: diamondAt(8, 8), style: "fill:var(--faint)" }));
     const ring = svg("svg", { width: 16, height: 16, "aria-hidden": "true" }, svg("circle", { cx: 8, cy: 8, r: 6, style: "fill:none;stroke:var(--ink);stroke-width:1.5" }));
     root.append(el("figure", {}, el("div", { class: "depths" }, kinds.map((kind) => el("div", { class: "scroll" }, depthChart(model, kind, kinds.length, readout)))),
-      el("ul", { class: "legend" }, SERIES.map((series) => el("li", {}, sample(series), series.label)), el("li", {}, ring, "decisive site"), el("li", {}, shade, "at and after commit")),
+      el("ul", { class: "legend" }, SERIES.map((series) => el("li", {}, sample(series), series.label)), el("li", {}, ring, "decisive site"), el("li", {}, diamond, "MLP neurons of the block that commits"), el("li", {}, shade, "at and after commit")),
       el("figcaption", {}, `Means over ${model.categories.length - Object.keys(model.left_out).length} categories; bands are 95 % bootstrap intervals over prompts and SAE seeds. Upper: share of a category's own effect, with the thresholds ${num(model.thresholds.partially_modular)} and ${num(model.thresholds.monolithic)}. Lower: share of the difference in m, refused less counterfactual.`), readout));
   }
 
   function depthChart(model, kind, nKinds, readout) {
     const points = model.depth.filter((point) => kindOf(point.site) === kind), layers = points.map((point) => layerOf(point.site));
+    const inside = kind === "residuals" ? model.depth.filter((point) => kindOf(point.site) === "neurons") : [];
+    const all = [...points, ...inside].sort((a, b) => placeOf(a.site) - placeOf(b.site));
     const width = nKinds > 1 ? 340 : 760, left = 46, right = 12, top = 58, tall = 170, gap = 34, height = top + 2 * tall + gap + 44;
     const first = Math.min(...layers) - 0.5, last = Math.max(...layers) + 0.5;
     const x = (layer) => left + ((layer - first) / (last - first)) * (width - left - right);
@@ -164,8 +169,8 @@
     const scales = [0, 1].map((chart) => scaleOf(model, chart, top + chart * (tall + gap), tall));
     const commit = model.anchors.commit;
     scales.forEach((y, chart) => {
-      if (commit !== null && layerOf(commit) - 0.5 < last) {
-        const from = x(Math.max(first, layerOf(commit) - 0.5));
+      if (commit !== null && layerOf(commit) - 0.3 < last) {
+        const from = x(Math.max(first, layerOf(commit) - 0.3));
         figure.append(svg("rect", { x: from, y: y.top, width: width - right - from, height: tall, style: "fill:var(--shade)" }));
       }
       for (const tick of [0, 0.5, 1]) figure.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }), svg("text", { class: "minor", x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, tick.toFixed(1)));
@@ -182,13 +187,14 @@
       figure.append(svg("line", { class: "anchor", x1: at, x2: at, y1: top - 10 - 12 * row, y2: height - 44 }), svg("text", { class: "minor", x: at + (toLeft ? -4 : 4), y: top - 4 - 12 * row, "text-anchor": toLeft ? "end" : "start" }, label));
     });
     for (const series of SERIES) drawSeries(figure, series, points, x, scales[series.chart]);
+    for (const series of SERIES) drawNeurons(figure, series, inside, x, scales[series.chart]);
     for (const chart of [0, 1]) if (SERIES.every((series) => series.chart !== chart || points.every((point) => point[series.key] === null))) figure.append(svg("text", { x: (left + width - right) / 2, y: scales[chart].top + tall * 0.75, "text-anchor": "middle", style: "fill:var(--faint)" }, NONE));
-    const decisive = points.find((point) => point.site === model.anchors.decisive && point.transfer !== null);
-    if (decisive) figure.append(svg("circle", { cx: x(layerOf(decisive.site)), cy: scales[0](decisive.transfer), r: 7.5, style: "fill:none;stroke:var(--ink);stroke-width:1.5" }));
+    const decisive = all.find((point) => point.site === model.anchors.decisive && point.transfer !== null);
+    if (decisive) figure.append(svg("circle", { cx: x(placeOf(decisive.site)), cy: scales[0](decisive.transfer), r: 7.5, style: "fill:none;stroke:var(--ink);stroke-width:1.5" }));
     const every = Math.ceil(layers.length / (nKinds > 1 ? 10 : 20));
     layers.forEach((layer, index) => { if (index % every === 0) figure.append(svg("text", { class: "minor", x: x(layer), y: height - 28, "text-anchor": "middle" }, String(layer))); });
     figure.append(svg("text", { x: (left + width - right) / 2, y: height - 8, "text-anchor": "middle" }, `${kind}_N, by block N`));
-    readPoints(figure, { model, points, x, span: [left, width - right, scales[0].top, height - 44], readout });
+    readPoints(figure, { model, points: all, x, span: [left, width - right, scales[0].top, height - 44], readout });
     return figure;
   }
 
@@ -220,21 +226,32 @@
     }
   }
 
-  function readPoints(figure, { model, points, x, span, readout }) {
+  const diamondAt = (x, y) => `M${x - 5} ${y}L${x} ${y - 5}L${x + 5} ${y}L${x} ${y + 5}Z`;
+
+  function drawNeurons(figure, series, points, x, y) {
+    for (const point of points) {
+      if (point[series.key] === null) continue;
+      const at = x(placeOf(point.site));
+      if (series.ci && point[series.ci][0] !== null) figure.append(svg("line", { x1: at, x2: at, y1: y(point[series.ci][0]), y2: y(point[series.ci][1]), style: `stroke:${series.colour}` }));
+      figure.append(svg("path", { d: diamondAt(at, y(point[series.key])), style: `fill:${series.colour}` }));
+    }
+  }
+
+  function readPoints(figure, { model, points: all, x, span, readout }) {
     const cursor = svg("line", { class: "cursor", y1: span[2], y2: span[3], visibility: "hidden" });
     const lines = (point) => [point.site, `transfer ${est(point.transfer, ...point.transfer_ci)}`, `own ${est(point.own, ...point.own_ci)}`, `cross ${num(point.cross)}`, `random ${num(point.random)}`,
-      `direct ${num(point.direct)}`, `AUC ${num(point.separation_auc)}`, `${point.size ?? "?"} latents a circuit`, point.before_commit ? "before commit" : "not before commit: says nothing about the mechanism"];
+      `direct ${num(point.direct)}`, `sufficiency ${est(point.sufficiency, ...point.sufficiency_ci)} (own ${num(point.sufficiency_own)})`, `AUC ${num(point.separation_auc)}`, `${point.size === null ? "?" : point.size.toFixed(1)} units a circuit`, point.before_commit ? "before commit" : "not before commit: says nothing about the mechanism"];
     let chosen = -1;
     const choose = (index, event) => {
       chosen = Math.min(Math.max(index, 0), points.length - 1);
-      const at = x(layerOf(points[chosen].site));
+      const at = x(placeOf(points[chosen].site));
       cursor.setAttribute("x1", at); cursor.setAttribute("x2", at); cursor.setAttribute("visibility", "visible");
       readout.textContent = lines(points[chosen]).join("; ") + ".";
       if (event) showTip(event, lines(points[chosen]));
     };
     const nearest = (event) => {
       const box = figure.getBoundingClientRect(), at = ((event.clientX - box.left) / box.width) * figure.viewBox.baseVal.width;
-      const distance = points.map((point) => Math.abs(x(layerOf(point.site)) - at));
+      const distance = points.map((point) => Math.abs(x(placeOf(point.site)) - at));
       choose(distance.indexOf(Math.min(...distance)), event);
     };
     figure.append(cursor, svg("rect", { class: "hit", x: span[0], y: span[2], width: span[1] - span[0], height: span[3] - span[2], onpointermove: nearest, onpointerleave: () => { hideTip(); cursor.setAttribute("visibility", "hidden"); } }));

@@ -200,7 +200,7 @@ def test_depth_profile_marks_the_anchors_and_shades_from_commit() -> None:
     assert {"onset", "shared from", "commit", "monolithic", "partially modular"} <= set(drawn)
     assert any("every model looks monolithic here" in text for text in drawn)
     shades = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
-    assert [(patch.get_x(), patch.get_width()) for patch in shades] == [(2.5, 2.0)]
+    assert [(patch.get_x(), patch.get_width()) for patch in shades] == [(2.7, pytest.approx(1.8))]
 
 
 def test_depth_profile_of_unmeasured_transfer_says_so() -> None:
