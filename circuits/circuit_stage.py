@@ -25,6 +25,7 @@ from circuits.discovery import (
     choose_size,
     discoverer,
     measure_curves,
+    minimality,
     path_gradients,
     top_latents,
 )
@@ -157,11 +158,12 @@ class CircuitStudy:
         refused = np.array(self.evidence.refused_rows())
         rows = tuple(int(row) for row in np.flatnonzero(contrasts.category[refused] == category))
         edges, remainder = self._edges(category, chosen, rows)
+        added = minimality(self.evidence, category, self.codes, chosen)
         generator = np.random.default_rng([self.seed, 4, category])
         nodes = []
-        for code, latents in zip(self.codes, chosen, strict=True):
-            members = tuple(int(latent) for latent in latents)
-            selection = NodeSelection(category, members, self.file.sizes[code.site][category], rows)
+        for code, latents, each_adds in zip(self.codes, chosen, added, strict=True):
+            adds = dict(zip(latents.tolist(), each_adds, strict=True))
+            selection = NodeSelection(category, adds, self.file.sizes[code.site][category], rows)
             nodes += circuit_nodes(selection, code, self._nodes(code.site), contrasts, generator)
         return CircuitFile.build(
             model=model_name,

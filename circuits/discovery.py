@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.ablation import EffectJob, LatentBank, Removal, measure_effects
@@ -172,6 +172,26 @@ def measure_curves(
         removed = effects.effect[2 * index].reshape(shape).numpy()
         curves.append(Curves(sizes, removed, kept.reshape(shape).numpy(), (effects.metric - start).numpy()))
     return curves
+
+
+def minimality(
+    evidence: Evidence, category: int, codes: Sequence[SiteCode], circuits: Sequence[Int[Tensor, " _"]]
+) -> list[Float[np.ndarray, "node prompt"]]:
+    """Return, per site, what each node of a circuit adds to m when only the circuit is kept; logits, per refused prompt.
+
+    m with the whole circuit kept less m with the circuit but this node kept. A circuit is minimal when no node adds
+    nothing. Source: Wang et al. 2211.00593, section 4 (minimality), with the rest of the circuit as the context.
+    """
+    rows = evidence.contrasts.rows(category, refused=True)
+    jobs = []
+    for code, latents in zip(codes, circuits, strict=True):
+        whole = torch.zeros(code.latents.shape[1], dtype=torch.bool)
+        whole[latents] = True
+        without = whole.repeat(len(latents), 1)
+        without[torch.arange(len(latents)), latents] = False
+        jobs.append(_removal_and_keeping(code, torch.cat([whole[None], without]), rows, category)[1])
+    effects = measure_effects(evidence.runner, evidence.metric, rows.tolist(), jobs).effect
+    return [(found[1:] - found[:1]).numpy() for found in effects]
 
 
 def _removal_and_keeping(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,8 @@ class NodeSelection:
     """The latents of one category's circuit at one site."""
 
     category: int
-    latents: tuple[int, ...]
+    added: Mapping[int, Float[np.ndarray, " prompt"]]
+    """By latent: what it adds to m when only the circuit is kept, logits per prompt."""
     size: int
     """Latents per circuit at the site; a draw keeps this many."""
     rows: tuple[int, ...]
@@ -56,12 +58,14 @@ def circuit_nodes(
             latent=latent,
             attribution=float(values[:, latent].mean()),
             interval=percentile_interval(draws[:, latent]),
+            minimality=float(selection.added[latent].mean()),
+            minimality_ci=percentile_interval(weights @ selection.added[latent]),
             stability=float((picked == latent).any(1).mean()),
             frequency_refused=float(frequency[0][latent]),
             frequency_complied=float(frequency[1][latent]),
             top_prompts=_top_prompts(code, latent, contrasts),
         )
-        for latent in sorted(selection.latents, key=lambda latent: -float(values[:, latent].mean()))
+        for latent in sorted(selection.added, key=lambda latent: -float(values[:, latent].mean()))
     ]
     if code.site.kind is SiteKind.NEURONS:
         return nodes  # neurons leave nothing over
@@ -72,6 +76,8 @@ def circuit_nodes(
             latent=None,
             attribution=float(error.mean()),
             interval=percentile_interval(weights @ error),
+            minimality=None,
+            minimality_ci=(None, None),
             stability=1.0,
             frequency_refused=1.0,
             frequency_complied=1.0,

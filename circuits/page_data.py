@@ -92,6 +92,7 @@ class PageNode(Record):
     l: int | None = Field(description="Latent; null for the error node.")  # noqa: E741 - short on purpose, see above
     a: float = Field(description="Attribution, logits.")
     i: tuple[float | None, float | None] = Field(description="95 % interval of the attribution.")
+    d: Measured = Field(description="What it adds to m when only the circuit is kept, logits, with interval.")
     t: float = Field(description="Stability, share of bootstrap draws.")
     f: tuple[float, float] = Field(description="Share of refused and of complied prompts on which it is active.")
     p: list[str] = Field(description="Ids of its top prompts.")
@@ -301,6 +302,7 @@ def _node(circuit: SparseFeatureCircuit, node: Node, limits: Limits) -> PageNode
         a=_rounded(record.attribution),
         i=(_short(record.interval[0]), _short(record.interval[1])),
         t=_rounded(record.stability),
+        d=_measured(record.minimality, record.minimality_ci),
         f=(_rounded(record.frequency_refused), _rounded(record.frequency_complied)),
         p=list(record.top_prompts[: limits.prompts_a_latent]),
     )

@@ -371,7 +371,7 @@
 
   function nodeMark(circuit, index, x, y, largest, choose) {
     const node = circuit.nodes[index], r = 3.5 + 9.5 * Math.sqrt(Math.abs(node.a) / largest), name = nodeName(circuit, node);
-    const lines = [name, `attribution ${est(node.a, ...node.i, true)} logits`, `stability ${num(node.t)}`, `active on ${num(node.f[0])} of ${circuit.n[0]} refused, ${num(node.f[1])} of ${circuit.n[1]} complied prompts`];
+    const lines = [name, `attribution ${est(node.a, ...node.i, true)} logits`, `adds to the kept circuit ${est(...node.d, true)} logits`, `stability ${num(node.t)}`, `active on ${num(node.f[0])} of ${circuit.n[0]} refused, ${num(node.f[1])} of ${circuit.n[1]} complied prompts`];
     const shape = node.l === null ? svg("rect", { class: "mark", x: x - r, y: y - r, width: 2 * r, height: 2 * r, style: `fill:${sign(node.a)}` }) : svg("circle", { class: "mark", cx: x, cy: y, r, style: `fill:${sign(node.a)}` });
     const group = svg("g", { class: "node", tabindex: 0, role: "button", "data-index": index, "aria-label": lines.join(", "), onpointermove: (event) => showTip(event, lines), onpointerleave: hideTip,
       onfocus: () => { if (group.matches(":focus-visible")) showTip(group, lines); }, onblur: hideTip, onclick: () => choose(index),

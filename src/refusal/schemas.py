@@ -186,6 +186,11 @@ class CircuitNode(NodeRef):
         description="Mean over refused prompts of the part of m - m_cf that is due to it, logits."
     )
     interval: Interval = Field(description="95 % bootstrap interval of the attribution over prompts.")
+    minimality: float | None = Field(
+        description="What the node adds to m when only the circuit of its site is kept, logits; near 0: the circuit could "
+        "do without it. Null for the error node."
+    )
+    minimality_ci: Interval
     stability: float = Field(description="Share of bootstrap draws in which the node is chosen for the circuit.")
     frequency_refused: float = Field(description="Share of the category's refused prompts on which it is active.")
     frequency_complied: float = Field(description="Share of the category's complied prompts on which it is active.")

@@ -28,6 +28,8 @@ def node(site: str, latent: int | None, attribution: float) -> CircuitNode:
         latent=latent,
         attribution=attribution,
         interval=(attribution - 0.1, None),
+        minimality=0.2,
+        minimality_ci=(0.1, 0.3),
         stability=0.5,
         frequency_refused=0.9,
         frequency_complied=0.1,
