@@ -19,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from refusal.metric import RefusalMetric
@@ -38,7 +38,7 @@ class LatentBank:
     """Rows of W_dec."""
 
     def removal(
-        self, sets: Bool[Tensor, "variant node"], rows: Int[Tensor, " batch"]
+        self, sets: Shaped[Tensor, "variant node"], rows: Int[Tensor, " batch"]
     ) -> Float[Tensor, "variant batch width"]:
         """Return what to add to x so that each set takes its counterfactual values."""
         return -torch.einsum("vn,bn,nd->vbd", sets.float(), self.change[rows], self.decoder)
@@ -63,7 +63,8 @@ class Removal:
     """Sets whose latents take their counterfactual values."""
 
     bank: LatentBank
-    sets: Bool[Tensor, "variant node"]
+    sets: Shaped[Tensor, "variant node"]
+    """Which latents; a weight between 0 and 1 takes a latent that part of the way."""
     keep_only: Float[Tensor, "prompt width"] | None = None
     """x_cf - x per prompt: given, everything but the set is removed, the error included."""
 
@@ -86,7 +87,8 @@ class Induction:
     """Sets whose latents take given values, each set its own, the same for all prompts."""
 
     site: Site
-    sets: Bool[Tensor, "variant node"]
+    sets: Shaped[Tensor, "variant node"]
+    """As in a removal."""
     values: Float[Tensor, "variant node"]
     """What the latents of each set become."""
     latents: Float[Tensor, "prompt node"]

@@ -40,8 +40,8 @@ class AttributionFile:
 
     prompt_ids: tuple[str, ...]
     gradients: PathGradients
-    sizes: dict[Site, tuple[int, ...]] = field(default_factory=dict)
-    """Latents of each category's circuit at each site."""
+    sizes: dict[Site, tuple[float, ...]] = field(default_factory=dict)
+    """Latents of each category's circuit at each site; the last counts in part."""
     nodes: dict[tuple[Site, int], NodeAttributions] = field(default_factory=dict)
     """By site and SAE seed."""
 

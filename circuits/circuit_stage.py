@@ -6,6 +6,7 @@ The steps are those of `circuits.discovery`; this module runs them for one model
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -24,10 +25,10 @@ from circuits.discovery import (
     attribute,
     choose_size,
     discoverer,
+    dosed_latents,
     measure_curves,
     minimality,
     path_gradients,
-    top_latents,
 )
 from circuits.edges import EdgeEnds, edges_between
 from circuits.evidence import Evidence, SiteCode
@@ -113,7 +114,9 @@ class CircuitStudy:
                 self._size(category, of_category[index]) for category, of_category in enumerate(curves)
             )
         scores = [self.method.scores(code, self._nodes(code.site)) for code in self.codes]
-        chosen = [top_latents(each, self.file.sizes[code.site]) for each, code in zip(scores, self.codes, strict=True)]
+        chosen = [
+            dosed_latents(each, self.file.sizes[code.site]) > 0 for each, code in zip(scores, self.codes, strict=True)
+        ]
         names = self.evidence.contrasts.categories
         return [
             self._circuit(model_name, index, [torch.nonzero(sets[index]).ravel() for sets in chosen], curves[index])
@@ -140,7 +143,7 @@ class CircuitStudy:
             for index in tqdm(range(len(names)), desc="circuits: size curves", unit="category", disable=None)
         ]
 
-    def _size(self, category: int, curve: Curves) -> int:
+    def _size(self, category: int, curve: Curves) -> float:
         """Return the size of a category's circuit at a site: each fold's circuits on the prompts that chose them.
 
         The dose is tuned on the discovery fold, so that the effects measured later on the other fold did not choose it.
@@ -151,7 +154,7 @@ class CircuitStudy:
             change = float(curve.change[fold == half].mean())
             if change > 0:
                 shares.append(curve.removed[half][:, fold == half].mean(1) / change)
-        return choose_size(curve.sizes, np.mean(shares, axis=0).tolist()) if shares else curve.sizes[0]
+        return choose_size(curve.sizes, np.mean(shares, axis=0).tolist()) if shares else float(curve.sizes[0])
 
     def _circuit(self, model_name: str, category: int, chosen: list[Tensor], curves: list[Curves]) -> CircuitFile:
         contrasts = self.evidence.contrasts
@@ -163,7 +166,7 @@ class CircuitStudy:
         nodes = []
         for code, latents, each_adds in zip(self.codes, chosen, added, strict=True):
             adds = dict(zip(latents.tolist(), each_adds, strict=True))
-            selection = NodeSelection(category, adds, self.file.sizes[code.site][category], rows)
+            selection = NodeSelection(category, adds, math.ceil(self.file.sizes[code.site][category]), rows)
             nodes += circuit_nodes(selection, code, self._nodes(code.site), contrasts, generator)
         return CircuitFile.build(
             model=model_name,
@@ -237,5 +240,5 @@ class CircuitStudy:
             completeness=tuple(float(x) for x in completeness[0]),
             faithfulness_ci=tuple(percentile_interval(column) for column in faithfulness[1:].T),
             completeness_ci=tuple(percentile_interval(column) for column in completeness[1:].T),
-            chosen_size=self.file.sizes[site][category],
+            chosen_size=math.ceil(self.file.sizes[site][category]),
         )

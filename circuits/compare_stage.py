@@ -144,7 +144,7 @@ def _depth(study: Study, file: AttributionFile) -> dict[str, Any]:
     }
 
 
-def _depth_point(study: Study, profile: Profile, sizes: tuple[int, ...]) -> DepthPoint:
+def _depth_point(study: Study, profile: Profile, sizes: tuple[float, ...]) -> DepthPoint:
     measurable = bool(profile.holds.any())
     return DepthPoint(
         site=str(profile.site),

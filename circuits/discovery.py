@@ -4,8 +4,9 @@ Steps of the circuits stage (`discover_circuits`), for one model:
 1. mean gradients of the metric for every refused prompt and site (`circuits.attribution`);
 2. attributions of every latent, per prompt and SAE seed, kept on disk sparse;
 3. curves: effect of removing, and of keeping only, the best k latents, on prompts that did not choose them;
-4. the size of each category's circuit at each site: the smallest that does nine tenths of what any size does. A size
-   common to all would fill up the circuits of categories that need fewer with latents that are not theirs;
+4. the size of each category's circuit at each site: where the curve crosses seven tenths of what any size does; the last
+   latent counts in part, so that all circuits have the same dose. A number of latents common to all would fill up the
+   circuits of categories that need fewer with latents that are not theirs;
 5. nodes with interval and stability, edges between consecutive sites, one file per category.
 """
 
@@ -25,7 +26,7 @@ from circuits.evidence import Evidence, SiteCode
 from refusal.sites import Site
 
 ENOUGH = 0.7
-"""Share of the best effect that the chosen circuit size must reach. The last tenths are carried by units that matter
+"""Share of the best effect that a circuit of the chosen size has. The last tenths are carried by units that matter
 more to other categories; a circuit that holds them measures those. On planted models .9 joins categories that are
 apart, .5 to .7 does not."""
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -85,6 +86,16 @@ def discoverer(method: str, evidence: Evidence) -> CircuitDiscoverer:
     return {"attribution": SAECircuitDiscoverer, "correlation": CircuitDiscoverer}[method](evidence)
 
 
+def dosed_latents(scores: Float[Tensor, "category d_sae"], sizes: Sequence[float]) -> Float[Tensor, "category d_sae"]:
+    """Return circuits of given sizes as weights: each row's highest-scoring latents, the last in part.
+
+    >>> dosed_latents(torch.tensor([[3.0, 1.0, 2.0, -1.0]]), [1.25])
+    tensor([[1.0000, 0.0000, 0.2500, 0.0000]])
+    """
+    rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return (torch.tensor(sizes)[:, None] - rank).clamp(0, 1).to(scores) * (scores > 0)
+
+
 def top_latents(scores: Float[Tensor, "category d_sae"], sizes: Sequence[int]) -> Bool[Tensor, "category d_sae"]:
     """Return circuits of given sizes: each row's highest-scoring latents, those with a positive score only."""
     order = scores.argsort(dim=1, descending=True, stable=True)
@@ -125,18 +136,28 @@ class Curves:
     """m - m_cf at the site; logits."""
 
 
-def choose_size(sizes: Sequence[int], share_removed: Sequence[float]) -> int:
-    """Return the smallest size that does `ENOUGH` of what the best size does, where more than all counts as all.
+def choose_size(sizes: Sequence[int], share_removed: Sequence[float]) -> float:
+    """Return the size at which the curve first does `ENOUGH` of what the best does, where more than all counts as all.
 
     Args:
         sizes: Circuit sizes, ascending.
         share_removed: Mean share of m - m_cf that removing the circuit takes away, by size; above 1 is overshoot.
 
-    >>> choose_size([1, 2, 4, 8], [0.2, 0.6, 0.98, 1.3])
-    4
+    Returns:
+        The size, interpolated between those tried; 0 latents remove nothing.
+
+    >>> choose_size([1, 2, 4, 8], [0.2, 0.7, 0.8, 1.3])
+    2.0
     """
     wanted = ENOUGH * min(max(share_removed), 1.0)
-    return next(size for size, share in zip(sizes, share_removed, strict=True) if share >= wanted)
+    if wanted <= 0:
+        return float(sizes[0])
+    last_size, last_share = 0.0, 0.0
+    for size, share in zip(sizes, share_removed, strict=True):
+        if share >= wanted:
+            return last_size + (size - last_size) * (wanted - last_share) / (share - last_share)
+        last_size, last_share = size, share
+    return float(sizes[-1])
 
 
 def measure_curves(

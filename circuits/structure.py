@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
 from circuits.attribution_file import AttributionFile
 from circuits.evidence import Evidence
@@ -99,7 +99,7 @@ def own_excess(
     latents: Float[np.ndarray, "prompt d_sae"],
     category: np.ndarray,
     fold: np.ndarray,
-    sizes: Int[np.ndarray, " category"],
+    sizes: Float[np.ndarray, " category"],
 ) -> float:
     """Return mean over categories of the attribution that own circuits cover less that which others' cover, logits."""
     n = len(sizes)
@@ -116,11 +116,10 @@ def own_excess(
 
 
 def _top(
-    scores: Float[np.ndarray, "category d_sae"], sizes: Int[np.ndarray, " category"]
-) -> Bool[np.ndarray, "category d_sae"]:
-    chosen = np.zeros(scores.shape, bool)
-    np.put_along_axis(chosen, np.argsort(-scores, axis=1), np.arange(scores.shape[1]) < sizes[:, None], axis=1)
-    return chosen & (scores > 0)
+    scores: Float[np.ndarray, "category d_sae"], sizes: Float[np.ndarray, " category"]
+) -> Float[np.ndarray, "category d_sae"]:
+    rank = np.argsort(np.argsort(-scores, axis=1), axis=1)
+    return np.asarray(np.clip(sizes[:, None] - rank, 0, 1) * (scores > 0))
 
 
 def baseline(evidence: Evidence, analysis: AnalysisConfig) -> Baseline:

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from circuits.ablation import Induction, LatentBank, Removal, matched_random_sets, measure_effects
 from circuits.attribution_file import AttributionFile
-from circuits.discovery import CircuitDiscoverer, top_latents
+from circuits.discovery import CircuitDiscoverer, dosed_latents
 from circuits.evidence import Evidence, SiteCode
 from circuits.verdict import SiteEffects
 from refusal.artefacts import atomic_write
@@ -36,7 +36,8 @@ class _FoldCircuits:
     code: SiteCode
     seed: int
     half: int
-    sets: Bool[Tensor, "category d_sae"]
+    sets: Float[Tensor, "category d_sae"]
+    """Weights in [0, 1]."""
 
 
 def measure_transfer(evidence: Evidence, method: CircuitDiscoverer, file: AttributionFile) -> list[SiteEffects]:
@@ -84,17 +85,17 @@ def _fold_circuits(
     site, seed, half = key
     code = evidence.code(site, seed)
     scores = method.scores(code, file.nodes[site, seed], half)
-    return _FoldCircuits(code, seed, half, top_latents(scores, file.sizes[site]))
+    return _FoldCircuits(code, seed, half, dosed_latents(scores, file.sizes[site]))
 
 
 def _removal(evidence: Evidence, circuits: _FoldCircuits, rows: Int[np.ndarray, " prompt"]) -> Removal:
-    """Return the removal of the circuits and of random sets."""
+    """Return the removal of the circuits and of random sets, these at full weight."""
     code, sets = circuits.code, circuits.sets
     n_draws = -(-MIN_RANDOM_SETS // len(sets))
     frequency = (code.latents[torch.from_numpy(evidence.contrasts.is_refused)] > 0).float().mean(0).numpy()
     generator = np.random.default_rng([circuits.seed, circuits.half, code.site.layer, len(code.site.kind)])
-    matched = matched_random_sets(sets.numpy(), frequency, n_draws, generator)
-    everything = torch.cat([sets, torch.from_numpy(matched).flatten(0, 1)])
+    matched = matched_random_sets(sets.numpy() > 0, frequency, n_draws, generator)
+    everything = torch.cat([sets, torch.from_numpy(matched).flatten(0, 1).to(sets)])
     used = everything.any(0)
     change = code.latents[rows][:, used] - code.counterfactual_latents[evidence.category[rows]][:, used]
     return Removal(LatentBank(code.site, change, code.dictionary.rows(used)), everything[:, used])

@@ -35,7 +35,7 @@ MIN_NECESSITY = 0.1
 """Own necessity a category needs at a site before transfer is computed there, as a share of m refused - m complied."""
 MIN_SHARE_NECESSARY = 0.8
 """Share of the categories whose own necessity must hold for a site to count."""
-MIN_SUFFICIENCY = 0.15
+MIN_SUFFICIENCY = 0.1
 """Share of m refused - m complied that inducing another category's circuit must restore, mean over pairs, for a site to
 carry decisions."""
 MIN_SUFFICIENCY_RATIO = 0.85

@@ -9,7 +9,7 @@ from tiny_models import PROMPTS
 
 from circuits.contrast import Contrasts
 from circuits.dictionary import NeuronUnits
-from circuits.discovery import choose_size, minimality, top_latents
+from circuits.discovery import choose_size, dosed_latents, minimality, top_latents
 from circuits.evidence import Evidence, SiteCode, record_readout
 from refusal.metric import RefusalMetric
 from refusal.readout import Edit, ReadoutRunner
@@ -25,10 +25,22 @@ def test_top_latents_takes_each_rows_own_number_and_positive_scores_only():
 
 
 @pytest.mark.parametrize(
-    ("shares", "size"), [([0.5, 0.69, 0.9, 1.0], 4), ([0.9, 1.4, 1.5, 1.6], 1), ([0.1, 0.2, 0.05, 0.2], 2)]
+    ("shares", "size"),
+    [
+        ([0.5, 0.6, 0.8, 1.0], 3.0),  # half way from 2 to 4 latents
+        ([1.4, 1.5, 1.5, 1.6], 0.5),  # more than all counts as all: 0.7 is half of what the first latent does
+        ([0.1, 0.2, 0.05, 0.2], 1.4),
+        ([-0.1, 0.0, 0.0, -0.2], 1.0),
+    ],
 )
-def test_choose_size_is_the_smallest_that_does_seven_tenths_without_overshoot(shares, size):
-    assert choose_size([1, 2, 4, 8], shares) == size
+def test_choose_size_is_where_seven_tenths_are_done_without_overshoot(shares, size):
+    assert choose_size([1, 2, 4, 8], shares) == pytest.approx(size)
+
+
+def test_dosed_latents_are_the_top_ones_with_the_last_in_part():
+    scores = torch.tensor([[3.0, 1.0, 2.0, -1.0], [0.5, -2.0, -1.0, 0.1]])
+    assert dosed_latents(scores, (2.0, 1.0)).tolist() == top_latents(scores, (2, 1)).float().tolist()
+    assert dosed_latents(scores, (1.5, 2.5)).tolist() == [[1, 0, 0.5, 0], [1, 0, 0, 1]]
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_sufficiency_by_hand_tells_decisions_from_evidence():
     assert found.cross == pytest.approx([0.5, (6 + 3) / 20])
     assert not found.carries_decisions, "0.5 is less than 85 % of what the own circuits do"
     assert verdict.Sufficiency(np.array([0.9]), np.array([0.85])).carries_decisions
-    assert not verdict.Sufficiency(np.array([0.1]), np.array([0.1])).carries_decisions
+    assert not verdict.Sufficiency(np.array([0.09]), np.array([0.09])).carries_decisions
 
 
 def test_neurons_of_the_block_that_commits_lie_before_commit():
