@@ -4,8 +4,8 @@ Steps of the circuits stage (`discover_circuits`), for one model:
 1. mean gradients of the metric for every refused prompt and site (`circuits.attribution`);
 2. attributions of every latent, per prompt and SAE seed, kept on disk sparse;
 3. curves: effect of removing, and of keeping only, the best k latents, on prompts that did not choose them;
-4. the size of each category's circuit at each site: where the curve crosses seven tenths of what any size does; the last
-   latent counts in part, so that all circuits have the same dose. A number of latents common to all would fill up the
+4. the size of each category's circuit at each site: where the curve crosses seven tenths of what any size does; the
+   last latent counts in part, so that all circuits have the same dose. A number of latents common to all would fill up the
    circuits of categories that need fewer with latents that are not theirs;
 5. nodes with interval and stability, edges between consecutive sites, one file per category.
 """
@@ -198,7 +198,7 @@ def measure_curves(
 def minimality(
     evidence: Evidence, category: int, codes: Sequence[SiteCode], circuits: Sequence[Int[Tensor, " _"]]
 ) -> list[Float[np.ndarray, "node prompt"]]:
-    """Return, per site, what each node of a circuit adds to m when only the circuit is kept; logits, per refused prompt.
+    """Return, per site, what each node of a circuit adds to m when only the circuit is kept; logits, by refused prompt.
 
     m with the whole circuit kept less m with the circuit but this node kept. A circuit is minimal when no node adds
     nothing. Source: Wang et al. 2211.00593, section 4 (minimality), with the rest of the circuit as the context.

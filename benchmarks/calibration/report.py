@@ -153,8 +153,8 @@ def _coverage(rows: Sequence[Row], main: Sequence[Row]) -> str:
     text = (
         "- Other prompts of the same world (nothing in common): the interval holds the other draw's mean transfer for "
         f"{_share(exactly, len(replicated))}, within .01 for {_share(near, len(replicated))}; two independent draws "
-        f"with exact intervals would give .83. Median change {np.median(change):.3f}, largest {max(change):.3f}. The verdict is "
-        f"the same for {_share(same, n_again)}.\n"
+        f"with exact intervals would give .83. Median change {np.median(change):.3f}, largest {max(change):.3f}. The "
+        f"verdict is the same for {_share(same, n_again)}.\n"
         if replicated
         else "- No second draw was run.\n"
     )

@@ -187,8 +187,8 @@ class CircuitNode(NodeRef):
     )
     interval: Interval = Field(description="95 % bootstrap interval of the attribution over prompts.")
     minimality: float | None = Field(
-        description="What the node adds to m when only the circuit of its site is kept, logits; near 0: the circuit could "
-        "do without it. Null for the error node."
+        description="What the node adds to m when only the circuit of its site is kept, logits; near 0: the circuit "
+        "could do without it. Null for the error node."
     )
     minimality_ci: Interval
     stability: float = Field(description="Share of bootstrap draws in which the node is chosen for the circuit.")
