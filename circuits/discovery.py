@@ -5,8 +5,8 @@ Steps of the circuits stage (`discover_circuits`), for one model:
 2. attributions of every latent, per prompt and SAE seed, kept on disk sparse;
 3. curves: effect of removing, and of keeping only, the best k latents, on prompts that did not choose them;
 4. the size of each category's circuit at each site: where the curve crosses seven tenths of what any size does; the
-   last latent counts in part, so that all circuits have the same dose. A number of latents common to all would fill up the
-   circuits of categories that need fewer with latents that are not theirs;
+   last latent counts in part, so that all circuits have the same dose. A number common to all would fill up the
+   circuits of categories that need fewer latents with some that are not theirs;
 5. nodes with interval and stability, edges between consecutive sites, one file per category.
 """
 

@@ -15,7 +15,7 @@ from circuits.verdict import (
     is_before,
 )
 from refusal.schemas import Interval, SeedResult
-from refusal.sites import Site
+from refusal.sites import Site, SiteKind
 
 Groups = tuple[tuple[str, ...], ...]
 
@@ -24,7 +24,7 @@ def reason(decision: Decision, average: float, interval: Interval, site: Site, g
     """Return the sentence that a reader can quote."""
     low, high = interval
     measured = (
-        f"removing one category's circuit at {site} removes on average {average:.2f} [{low:.2f}, {high:.2f}] "
+        f"removing one category's circuit at {_in_words(site)} removes on average {average:.2f} [{low:.2f}, {high:.2f}] "
         f"of what another category's own circuit removes (1 = one mechanism, 0 = separate ones)"
     )
     if decision.verdict is Verdict.UNDETERMINED:
@@ -33,6 +33,11 @@ def reason(decision: Decision, average: float, interval: Interval, site: Site, g
             f"{decision.share:.0%} of the draws read {decision.leaning}; more prompts per category would tell."
         )
     return f"{_lead(decision.verdict, groups)}: {measured}; {decision.share:.0%} of the bootstrap draws agree."
+
+
+def _in_words(site: Site) -> str:
+    inside = site.kind is SiteKind.NEURONS
+    return f"{site} (the MLP neurons of the block that commits)" if inside else str(site)
 
 
 def _lead(verdict: Verdict, groups: Groups) -> str:
