@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from circuits.tracking import track
-from refusal import embedded
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, Stage
+from refusal.model_files import decisive_files
 from refusal.models import resolve
 from refusal.prompts import local_files
 from refusal.stages import Pipeline, Unit, result_folder
@@ -99,7 +99,7 @@ class RefusalCircuitAnalyzer:
         files = local_files(self.config.dataset_dir, self.config.safe_subset)
         outputs = partial(_inference_files, paths, model)
         unit = self._unit(Stage.INFERENCE, model, INFERENCE_KEYS, (), _infer, outputs, paths)
-        return Unit(unit.stage, model, unit.keys, (*files, *model_files(model)), (), outputs, unit.run)
+        return Unit(unit.stage, model, unit.keys, (*files, *decisive_files(*resolve(model))), (), outputs, unit.run)
 
     def _unit(
         self,
@@ -126,17 +126,6 @@ class RefusalCircuitAnalyzer:
 
         written: list[Path] = []
         return Unit(Stage.REPORT, None, ("report", "models", "categories"), (), needs, lambda: written, run)
-
-
-def model_files(model: str) -> tuple[Path, ...]:
-    """Return the files of a local or shipped model that decide its behaviour; none for one in the hub's cache."""
-    source, _ = resolve(model)
-    folder = Path(source)
-    if not folder.is_dir():
-        return ()
-    wanted = {".json", ".safetensors", ".model", ".jinja", ".txt", ".bin"}
-    found = sorted(path for path in folder.iterdir() if path.suffix in wanted and path.is_file())
-    return tuple(path for path in found if path.name != "planted.json" or not model.startswith(embedded.PREFIX))
 
 
 # The functions of the stages; imported when they run, so that a plan is quick to show. -------------------------------

@@ -24,8 +24,8 @@ def reason(decision: Decision, average: float, interval: Interval, site: Site, g
     """Return the sentence that a reader can quote."""
     low, high = interval
     measured = (
-        f"removing one category's circuit at {_in_words(site)} removes on average {average:.2f} [{low:.2f}, {high:.2f}] "
-        f"of what another category's own circuit removes (1 = one mechanism, 0 = separate ones)"
+        f"removing one category's circuit at {_in_words(site)} removes on average {average:.2f} "
+        f"[{low:.2f}, {high:.2f}] of what another category's own circuit removes (1 = one mechanism, 0 = separate ones)"
     )
     if decision.verdict is Verdict.UNDETERMINED:
         return (
