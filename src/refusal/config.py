@@ -105,7 +105,9 @@ def _local_path(text: str) -> Path:
 class SaeConfig(Section):
     """Sparse autoencoders."""
 
-    architecture: Literal["topk"] = Field(default="topk", description="Kind of SAE.")
+    architecture: Literal["topk", "batchtopk", "matryoshka", "relu", "jumprelu"] = Field(
+        default="topk", description="Kind of SAE; all aim at k active latents per activation."
+    )
     d_sae: AutoInt = Field(default="auto", description="Number of latents; auto: from the amount of data.")
     k: AutoInt = Field(default="auto", description="Active latents per activation; auto: from the width of the model.")
     steps: AutoInt = Field(default="auto", description="Training steps at most; training stops early on held-out FVU.")

@@ -82,10 +82,11 @@ def _make(arguments: argparse.Namespace, command: str) -> int:
     model = make_model(world, tokenizer)
 
     def is_content() -> bool:
-        checks = verify(world, model, tokenizer, n_prompts=500, seed=98)
+        checks = verify(world, model, tokenizer, seed=98)
         logging.info("%s", checks)
         shares = (checks.behaviour, checks.interchange, checks.single_slices, checks.outside)
-        return not checks.failures and all(share is None or share >= 0.99 for share in shares)
+        # further than the limits, so that other fresh prompts find the same
+        return (checks.necessity_error or 0.0) <= 0.03 and all(share is None or share >= 0.99 for share in shares)
 
     n_carriers = max(len(world.early), len(world.late))
     steps = arguments.steps or STEPS + STEPS_PER_CARRIER * n_carriers

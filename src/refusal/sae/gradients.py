@@ -46,6 +46,8 @@ class Weights(NamedTuple):
     dec: Float[Tensor, "sae d_sae d_model"]
     """W_dec, rows of unit norm."""
     b_dec: Float[Tensor, "sae d_model"]
+    threshold: Float[Tensor, "sae d_sae"]
+    """Thresholds of kinds that have them, else 0."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +106,14 @@ def dense_gradients(weights: Weights, acts: Float[Tensor, "sae batch d_model"], 
     loss = error.square().sum((1, 2)) / (n_rows * d_model)
     total = loss.sum()
     if aux is not None and bool(aux.dead.any()):
-        total = total + aux.coefficient * _aux_loss(w, pre, error.detach(), aux.dead).sum()
+        total = total + aux.coefficient * aux_loss(w, pre, error.detach(), aux.dead).sum()
     # Contiguous, because the fused Adam reads gradients as if they lay like the weights.
-    found = Weights(*(gradient.contiguous() for gradient in torch.autograd.grad(total, w)))
+    enc, b_enc, dec, b_dec = (gradient.contiguous() for gradient in torch.autograd.grad(total, w[:4]))
+    found = Weights(enc, b_enc, dec, b_dec, torch.zeros_like(weights.threshold))
     return Step(found, loss.detach(), (latents.detach() > 0).sum(1).to(acts.dtype))
 
 
-def _aux_loss(
+def aux_loss(
     w: Weights,
     pre: Float[Tensor, "sae batch d_sae"],
     error: Float[Tensor, "sae batch d_model"],
@@ -145,7 +148,7 @@ def sparse_gradients(weights: Weights, acts: Float[Tensor, "sae batch d_model"],
     d_b_enc = torch.zeros(n_saes * d_sae).index_add_(0, table.view(-1), d_values.view(-1)).view_as(weights.b_enc)
     # Through x - b_dec every latent passes its gradient on to b_dec: summed over rows first, then one small product.
     d_b_dec = upstream.view_as(acts).sum(1) - torch.bmm(d_b_enc[:, None], weights.enc)[:, 0]
-    found = Weights(d_enc, d_b_enc, d_dec, d_b_dec)
+    found = Weights(d_enc, d_b_enc, d_dec, d_b_dec, torch.zeros_like(weights.threshold))
     if aux is not None and bool(aux.dead.any()):
         _add_aux(found, weights, _AuxBatch(centred, pre, error), aux)
     fired = torch.zeros(n_saes * d_sae).index_add_(0, table.view(-1), (values > 0).view(-1).float())

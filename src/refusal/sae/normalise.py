@@ -3,7 +3,7 @@
 x' = c (x - mu): mu is the weighted mean of the training rows, 1/c the root of their mean squared distance from it per
 coordinate. `fold` moves both into the weights, so that what is saved acts on raw activations: with unit decoder rows,
 
-    W_enc = W_enc'     b_enc = b_enc' / c     W_dec = W_dec'     b_dec = mu + b_dec' / c
+    W_enc = W_enc'     b_enc = b_enc' / c     W_dec = W_dec'     b_dec = mu + b_dec' / c     threshold = threshold' / c
 
 A latent's value is then its contribution in the model's own units; which latents are active does not change.
 Derivation: c ((x - mu) - b_dec'/c) W_enc' + b_enc' = c ((x - b_dec) W_enc + b_enc), and c > 0 leaves ranks and signs.
@@ -109,5 +109,11 @@ def _check_finite(acts: Float[Tensor, "row d_model"], first: int, what: str) -> 
 
 def fold(weights: Weights, mean: Float[Tensor, " d_model"], scale: Float[Tensor, ""]) -> dict[str, Tensor]:
     """Return the weights of one SAE (a stack of one, unit decoder rows) in raw space, under SAELens' names."""
-    enc, b_enc, dec, b_dec = (tensor[0] for tensor in weights)
-    return {"W_enc": enc.T.contiguous(), "b_enc": b_enc / scale, "W_dec": dec.clone(), "b_dec": mean + b_dec / scale}
+    enc, b_enc, dec, b_dec, threshold = (tensor[0] for tensor in weights)
+    return {
+        "W_enc": enc.T.contiguous(),
+        "b_enc": b_enc / scale,
+        "W_dec": dec.clone(),
+        "b_dec": mean + b_dec / scale,
+        "threshold": threshold / scale,
+    }

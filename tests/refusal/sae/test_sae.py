@@ -11,6 +11,7 @@ from refusal import sae as saes
 from refusal.errors import ArtefactError, InputError
 from refusal.sae.gradients import Weights, dense_gradients, sparse_gradients
 from refusal.sae.metrics import fvu
+from refusal.sae.objectives import BANDWIDTH, L0_WEIGHT, OBJECTIVES, BatchTopK, JumpRelu, Matryoshka, Relu
 from refusal.sae.rows import TensorRows, split_rows
 from refusal.sae.trainer import Recipe, Task, Trained, train_stack
 
@@ -43,11 +44,14 @@ def test_sparse_gradients_equal_those_of_autograd():
     generator = torch.Generator().manual_seed(0)
     n, d_sae = 3, 40
     shapes = {"enc": (n, d_sae, D_MODEL), "b_enc": (n, d_sae), "dec": (n, d_sae, D_MODEL), "b_dec": (n, D_MODEL)}
+    shapes["threshold"] = (n, d_sae)
     weights = Weights(**{name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()})
     acts = torch.randn(n, 50, D_MODEL, generator=generator)
     dense, sparse = (way(weights, acts, 4, None) for way in (dense_gradients, sparse_gradients))
-    for one, two in zip(dense.gradients, sparse.gradients, strict=True):
+    for one, two in zip(dense.gradients[:4], sparse.gradients[:4], strict=True):
         assert float((one - two).norm() / one.norm()) < 1e-6
+    assert not dense.gradients.threshold.any()
+    assert not sparse.gradients.threshold.any()
     torch.testing.assert_close(dense.loss, sparse.loss)
     assert torch.equal(dense.fired, sparse.fired)
 
@@ -136,3 +140,82 @@ def test_damaged_weights_and_missing_files_are_told(saved):
     (folder / "cfg.json").unlink()
     with pytest.raises(ArtefactError, match=r"cfg\.json"):
         saes.load(folder)
+
+
+@pytest.mark.parametrize("architecture", OBJECTIVES)
+def test_every_architecture_recovers_a_known_dictionary_at_the_l0_asked_for(architecture):
+    rows = torch.cat([make_rows(seed) for seed in range(1, 6)])
+    (trained,) = train(rows, [("residuals_0", 0)], steps=1500, architecture=architecture)
+    found = trained.sae(make_rows(seed=99))
+    assert float((found.latents > 0).sum(1).double().mean()) == pytest.approx(2, rel=0.3)
+    recovered = (trained.sae.W_dec @ known_dictionary().T).max(0).values.mean()
+    assert float(recovered) > (0.85 if architecture == "matryoshka" else 0.95)
+    assert fvu(make_rows(seed=99), found.reconstruction) < (0.6 if architecture == "relu" else 0.3)
+
+
+@pytest.mark.parametrize("architecture", OBJECTIVES)
+def test_every_architecture_loads_in_saelens_and_encodes_the_same(architecture, tmp_path):
+    import sae_lens
+
+    (trained,) = train(make_rows(), [("residuals_0", 0)], steps=60, architecture=architecture)
+    trained.sae.save(tmp_path)
+    fresh = make_rows(seed=3)
+    theirs = sae_lens.SAE.load_from_disk(str(tmp_path))
+    torch.testing.assert_close(theirs.encode(fresh), trained.sae.encode(fresh), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(theirs.decode(theirs.encode(fresh)), trained.sae(fresh).reconstruction)
+    assert torch.equal(saes.load(tmp_path).encode(fresh), trained.sae.encode(fresh))
+
+
+def test_a_stack_of_any_architecture_trains_as_its_members_would_alone():
+    for architecture in OBJECTIVES:
+        together = train(make_rows(), [("residuals_0", 0), ("residuals_1", 1)], steps=40, architecture=architecture)
+        (alone,) = train(make_rows(), [("residuals_1", 1)], steps=40, architecture=architecture)
+        torch.testing.assert_close(together[1].sae.W_dec, alone.sae.W_dec, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together[1].sae.b_enc, alone.sae.b_enc, rtol=1e-4, atol=1e-5)
+
+
+def objective_step(objective, seed=0, n=40):
+    generator = torch.Generator().manual_seed(seed)
+    dec = torch.nn.functional.normalize(torch.randn(1, 8, D_MODEL, generator=generator), dim=-1)
+    biases = (torch.zeros(1, 8), dec, torch.zeros(1, D_MODEL), torch.full((1, 8), 0.1))
+    weights = Weights(dec.clone(), *biases)
+    acts = torch.randn(1, n, D_MODEL, generator=generator)
+    return weights, acts, objective.step(weights, acts, None)
+
+
+def test_batchtopk_keeps_k_a_row_on_average_and_its_threshold_is_the_smallest_kept():
+    objective = BatchTopK(2, 1)
+    weights, acts, found = objective_step(objective)
+    assert float(found.fired.sum()) == 2 * 40
+    pre = torch.bmm(acts, weights.enc.mT)
+    smallest = pre.flatten().sort(descending=True).values[79]
+    assert objective.threshold[0] == pytest.approx(float(smallest), rel=1e-5), "right after one step: no bias to 0"
+
+
+def test_matryoshka_with_one_prefix_is_batchtopk(monkeypatch):
+    monkeypatch.setattr("refusal.sae.objectives.PREFIXES", (1.0,))
+    one, two = objective_step(Matryoshka(2, 1))[2], objective_step(BatchTopK(2, 1))[2]
+    for first, second in zip(one.gradients, two.gradients, strict=True):
+        torch.testing.assert_close(first, second)
+
+
+def test_relu_raises_its_penalty_while_too_many_latents_are_active():
+    objective = Relu(1, 1)
+    before = float(objective.l1)
+    objective_step(objective)
+    assert float(objective.l1) > before
+
+
+def test_jumprelu_threshold_gradient_by_hand():
+    objective = JumpRelu(2, 1)
+    weights, acts, found = objective_step(objective, n=200)
+    pre = torch.bmm(acts, weights.enc.mT)
+    width = BANDWIDTH * pre.square().mean().sqrt()
+    is_on = (pre > 0.1).float()
+    error = torch.bmm(pre * is_on, weights.dec) - acts
+    of_latent = torch.bmm(2 * error / (200 * D_MODEL), weights.dec.mT)
+    l0 = is_on.sum(2).mean()
+    of_count = 2 * L0_WEIGHT * (l0 / 2 - 1) / 2 / 200
+    near = ((pre - 0.1).abs() < width / 2).float()
+    by_hand = -(near / width * (of_latent * pre + of_count)).sum(1)
+    torch.testing.assert_close(found.gradients.threshold, by_hand, rtol=1e-4, atol=1e-7)
