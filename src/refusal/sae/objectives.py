@@ -51,7 +51,12 @@ class Objective(ABC):
 
     def __init__(self, k: int, n_saes: int) -> None:
         self.k = k
-        self.n_saes = n_saes
+        self.learned = self.initial(n_saes)
+        """What is learned without gradients, by SAE of the stack."""
+
+    def initial(self, n_saes: int) -> dict[str, Tensor]:
+        """Return what `learned` is at the start."""
+        return {}
 
     @abstractmethod
     def step(self, weights: Weights, acts: Float[Tensor, "sae batch d_model"], aux: AuxK | None) -> Step:
@@ -75,7 +80,7 @@ class Objective(ABC):
 
     def keep(self, places: Int[Tensor, " place"]) -> None:
         """Let all SAEs but those at `places` leave the stack."""
-        self.n_saes = len(places)
+        self.learned = {name: tensor[places] for name, tensor in self.learned.items()}
 
 
 def pre_activations(weights: Weights, acts: Float[Tensor, "sae row d_model"]) -> Float[Tensor, "sae row d_sae"]:
@@ -143,28 +148,22 @@ class BatchTopK(_Autograd):
     pre-activation that a batch kept.
     """
 
-    def __init__(self, k: int, n_saes: int) -> None:
-        super().__init__(k, n_saes)
-        self._sum = torch.zeros(n_saes)
-        self._weight = 0.0
+    def initial(self, n_saes: int) -> dict[str, Tensor]:
+        """Return running sums of the threshold and of its weights."""
+        return {"sum": torch.zeros(n_saes), "weight": torch.zeros(n_saes)}
 
     @property
     def threshold(self) -> Float[Tensor, " sae"]:
         """The threshold of each SAE."""
-        return self._sum / max(self._weight, 1e-12)
-
-    def keep(self, places: Int[Tensor, " place"]) -> None:
-        """Let all SAEs but those at `places` leave the stack."""
-        super().keep(places)
-        self._sum = self._sum[places]
+        return self.learned["sum"] / self.learned["weight"].clamp_min(1e-12)
 
     def chosen(self, pre: Float[Tensor, "sae batch d_sae"]) -> Float[Tensor, "sae batch d_sae"]:
         """Return the batch's latents and take note of the smallest."""
         flat = pre.detach().reshape(len(pre), -1)
         rank = flat.shape[1] - self.k * pre.shape[1]
         limit = torch.from_numpy(np.partition(flat.numpy(), rank, axis=1)[:, rank].copy()).clamp_min(0)
-        self._sum = THRESHOLD_MEMORY * self._sum + (1 - THRESHOLD_MEMORY) * limit
-        self._weight = THRESHOLD_MEMORY * self._weight + (1 - THRESHOLD_MEMORY)
+        for name, value in (("sum", limit), ("weight", torch.ones_like(limit))):
+            self.learned[name] = THRESHOLD_MEMORY * self.learned[name] + (1 - THRESHOLD_MEMORY) * value
         return pre.relu() * (pre >= limit[:, None, None])
 
     def loss(
@@ -238,14 +237,9 @@ class Relu(_Autograd):
     with the relative distance of the batch's L0 from k (an integral controller).
     """
 
-    def __init__(self, k: int, n_saes: int) -> None:
-        super().__init__(k, n_saes)
-        self.l1 = torch.full((n_saes,), L1_START)
-
-    def keep(self, places: Int[Tensor, " place"]) -> None:
-        """Let all SAEs but those at `places` leave the stack."""
-        super().keep(places)
-        self.l1 = self.l1[places]
+    def initial(self, n_saes: int) -> dict[str, Tensor]:
+        """Return the weights of the L1 terms."""
+        return {"l1": torch.full((n_saes,), L1_START)}
 
     def loss(
         self, w: Weights, acts: Float[Tensor, "sae batch d_model"], aux: AuxK | None
@@ -254,9 +248,9 @@ class Relu(_Autograd):
         latents = pre_activations(w, acts).relu()
         found = _mean_square(acts - decode(w, latents))
         penalty = latents.sum(2).mean(1) / acts.shape[2] ** 0.5
-        total = found + self.l1 * penalty
+        total = found + self.learned["l1"] * penalty
         l0 = (latents.detach() > 0).sum(2).float().mean(1)
-        self.l1 = self.l1 * torch.exp(L1_GAIN * ((l0 - self.k) / self.k).clamp(-1, 1))
+        self.learned["l1"] = self.learned["l1"] * torch.exp(L1_GAIN * ((l0 - self.k) / self.k).clamp(-1, 1))
         return total, found, latents
 
     def latents(self, weights: Weights, acts: Float[Tensor, "sae row d_model"]) -> Float[Tensor, "sae row d_sae"]:

@@ -170,6 +170,15 @@ class RowStream:
         self._pending = drawn[n_rows:]
         return drawn[:n_rows].view(n_batches, self._batch_size)
 
+    def state(self) -> dict[str, Tensor]:
+        """Return where the stream stands."""
+        return {"generator": self._generator.get_state(), "pending": self._pending}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on where `state` was taken."""
+        self._generator.set_state(state["generator"])
+        self._pending = state["pending"]
+
     def _epoch(self) -> Int[Tensor, " row"]:
         offset = torch.rand((), dtype=torch.float64, generator=self._generator)
         # ends[i] - ends[i-1] is floor or ceil of the weight; the sum over rows is the number of rows.

@@ -27,6 +27,7 @@ from torch.nn.functional import normalize
 
 from refusal.errors import InputError
 from refusal.sae.base import SparseAutoencoder
+from refusal.sae.checkpoint import Checkpoint, State, pack, unpack
 from refusal.sae.gradients import AuxK, Weights
 from refusal.sae.normalise import NormalisedRows, fold
 from refusal.sae.objectives import OBJECTIVES, decode
@@ -131,7 +132,11 @@ def check_recipe(recipe: Recipe, n_rows: int) -> None:
 
 
 def train_stack(
-    tasks: Sequence[Task], split: RowSplit, recipe: Recipe, on_steps: Callable[[int], None] = lambda n: None
+    tasks: Sequence[Task],
+    split: RowSplit,
+    recipe: Recipe,
+    on_steps: Callable[[int], None] = lambda n: None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[Trained]:
     """Return SAEs of one shape, trained as one job, in the order of `tasks`.
 
@@ -140,14 +145,21 @@ def train_stack(
         split: Which rows train; the same for all.
         recipe: How to train.
         on_steps: Called with the number of steps done since the last call, for a progress bar.
+        checkpoint: Where to note how far training is; one that is there is gone on from, to the same result.
 
     Raises:
+        ArtefactError: The checkpoint is damaged.
         InputError: The recipe does not fit the data, rows are not finite or all the same, or the loss diverges.
     """
     check_recipe(recipe, len(split.train))
     run = _StackRun(tasks, split, recipe)
+    saved = None if checkpoint is None else checkpoint.load()
+    if saved is not None:
+        on_steps(run.restore(saved))
     while run.active:
         on_steps(run.advance())
+        if checkpoint is not None and run.active and checkpoint.is_due():
+            checkpoint.save(run.state())
     return [run.result(index) for index in range(len(tasks))]
 
 
@@ -280,6 +292,43 @@ class _StackRun:
         self._weights, self._idle = weights, self._idle[chosen]
         self._objective.keep(chosen)
         self.active = [self.active[place] for place in places]
+
+    def state(self) -> State:
+        """Return where the training stands."""
+        tensors = pack("weights", self._weights._asdict()) | pack("objective", self._objective.learned)
+        tensors["idle"] = self._idle.clone()
+        for name, weight in self._weights._asdict().items():
+            tensors |= pack(f"adam/{name}", self._optimiser.state[weight])
+        for index, (stream, progress) in enumerate(zip(self._streams, self._progress, strict=True)):
+            tensors |= pack(f"stream/{index}", stream.state())
+            tensors |= pack(f"best/{index}", progress.best_weights._asdict())
+        courses = [
+            {
+                "history": [list(point) for point in progress.history],
+                "best_fvu": progress.best_fvu,
+                "best_step": progress.best_step,
+                "since_best": progress.since_best,
+                "stop_reason": progress.stop_reason,
+            }
+            for progress in self._progress
+        ]
+        return State(tensors, {"step": self._step, "active": self.active, "courses": courses})
+
+    def restore(self, state: State) -> int:
+        """Go on where `state` was taken; return the number of steps done by then."""
+        tensors, values = state.tensors, state.values
+        self._step, self.active = int(values["step"]), list(values["active"])
+        self._weights = Weights(**unpack("weights", tensors))
+        self._idle = tensors["idle"]
+        self._objective.learned = unpack("objective", tensors)
+        self._optimiser = torch.optim.Adam(self._weights, lr=self._recipe.lr, betas=BETAS, fused=True)
+        for name, weight in self._weights._asdict().items():
+            self._optimiser.state[weight] = unpack(f"adam/{name}", tensors)
+        for index, (stream, course) in enumerate(zip(self._streams, values["courses"], strict=True)):
+            stream.restore(unpack(f"stream/{index}", tensors))
+            history = [Evaluation(*point) for point in course.pop("history")]
+            self._progress[index] = _Progress(history, Weights(**unpack(f"best/{index}", tensors)), **course)
+        return self._step
 
     def _fvu(self, rows: Int[Tensor, " row"]) -> tuple[Float[Tensor, " sae"], Float[Tensor, " sae"]]:
         """Return FVU and mean L0 of the stack on some rows."""

@@ -32,6 +32,7 @@ from refusal.config import Config
 from refusal.errors import InputError
 from refusal.sae.auto import Resolved, resolve
 from refusal.sae.base import Provenance, SparseAutoencoder
+from refusal.sae.checkpoint import Checkpoint
 from refusal.sae.formats import CONFIG_FILE, WEIGHTS_FILE, hook_name, load, save
 from refusal.sae.metrics import quality, stability
 from refusal.sae.records import (
@@ -107,6 +108,7 @@ class _Stage:
     def __init__(self, config: Config, model_name: str, paths: ResultPaths) -> None:
         self.config = config
         self.model_name = model_name
+        self.folder = paths.saes(model_name)
         self.store = ActivationStore(paths.activations(model_name))
         sites = [site for site in self.store.sites if not site.kind.is_writer]
         if config.activation_layers != "all":
@@ -194,11 +196,14 @@ class _Training:
             bar.update(self.resolved.recipe.steps)
             return
         tasks = [Task(job.site.name, job.seed, by_site[job.site]) for job in stack]
+        together = hashlib.sha256("".join(prints[job] for job in stack).encode()).hexdigest()
+        checkpoint = Checkpoint(self.stage.folder, together)
         with _torch_threads(1) if self._is_tiny(stack) else nullcontext():
-            results = train_stack(tasks, self.stage.split, self.resolved.recipe, bar.update)
+            results = train_stack(tasks, self.stage.split, self.resolved.recipe, bar.update, checkpoint)
         bar.update(self.resolved.recipe.steps - max(trained.history[-1].step for trained in results))
         for job, trained in zip(stack, results, strict=True):
             self._write(job, trained, by_site[job.site], prints[job])
+        checkpoint.remove()
 
     def _is_tiny(self, stack: tuple[Job, ...]) -> bool:
         """Return whether sharing out each step of a stack among threads would cost more than it gains."""

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from known_features import D_MODEL, N_ROWS, known_dictionary, make_rows
 
 from refusal import sae as saes
 from refusal.errors import ArtefactError, InputError
@@ -14,21 +15,6 @@ from refusal.sae.metrics import fvu
 from refusal.sae.objectives import BANDWIDTH, L0_WEIGHT, OBJECTIVES, BatchTopK, JumpRelu, Matryoshka, Relu
 from refusal.sae.rows import TensorRows, split_rows
 from refusal.sae.trainer import Recipe, Task, Trained, train_stack
-
-N_ROWS, D_MODEL, N_TRUE = 600, 16, 24
-
-
-def known_dictionary() -> torch.Tensor:
-    return torch.nn.functional.normalize(
-        torch.randn(N_TRUE, D_MODEL, generator=torch.Generator().manual_seed(0)), dim=-1
-    )
-
-
-def make_rows(seed: int = 1) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    active = torch.rand(N_ROWS, N_TRUE, generator=generator) < 2 / N_TRUE
-    latents = active * (1 + torch.rand(N_ROWS, N_TRUE, generator=generator))
-    return 5.0 + latents @ known_dictionary()
 
 
 def train(
@@ -201,9 +187,9 @@ def test_matryoshka_with_one_prefix_is_batchtopk(monkeypatch):
 
 def test_relu_raises_its_penalty_while_too_many_latents_are_active():
     objective = Relu(1, 1)
-    before = float(objective.l1)
+    before = float(objective.learned["l1"])
     objective_step(objective)
-    assert float(objective.l1) > before
+    assert float(objective.learned["l1"]) > before
 
 
 def test_jumprelu_threshold_gradient_by_hand():

@@ -1,0 +1,98 @@
+"""Where a training stands, on disk, so that a killed one goes on and ends with the same weights to the last bit.
+
+One safetensors file per stack, replaced atomically at evaluations, at most every `seconds`, and removed when the stack
+is done. Its name holds the fingerprint of all that decides the weights, so that one of other settings is never taken
+for it; the state of the random generators is part of it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from refusal.artefacts import atomic_write
+from refusal.errors import ArtefactError
+
+
+@dataclass(frozen=True)
+class State:
+    """What changes from step to step."""
+
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+    """Numbers, strings and lists of them."""
+
+
+@dataclass
+class Checkpoint:
+    """The file of one stack."""
+
+    folder: Path
+    fingerprint: str
+    """Of all that decides the weights."""
+    seconds: float = 60.0
+    """Time between two writes, at least."""
+    _written: float = field(default_factory=time.monotonic)
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.folder / f"checkpoint_{self.fingerprint[:16]}.safetensors"
+
+    def load(self) -> State | None:
+        """Return the state that was saved; None when there is none.
+
+        Raises:
+            ArtefactError: The file is damaged.
+        """
+        if not self.path.exists():
+            return None
+        remedy = "delete it; the training then starts anew"
+        try:
+            with safe_open(self.path, "pt") as handle:
+                values = json.loads((handle.metadata() or {}).get("values", "null"))
+                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ArtefactError(f"{self.path}: not readable as a checkpoint ({error}); {remedy}") from error
+        if not isinstance(values, dict) or values.get("fingerprint") != self.fingerprint:
+            raise ArtefactError(f"{self.path}: belongs to a training with other settings; {remedy}")
+        return State(tensors, values)
+
+    def is_due(self) -> bool:
+        """Return whether it is time to save."""
+        return time.monotonic() - self._written >= self.seconds
+
+    def save(self, state: State) -> None:
+        """Write the state in place of the last."""
+        tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
+        values = json.dumps({**state.values, "fingerprint": self.fingerprint})
+        with atomic_write(self.path) as beside:
+            save_file(tensors, beside, metadata={"values": values})
+        self._written = time.monotonic()
+
+    def remove(self) -> None:
+        """Delete the file, if there is one."""
+        self.path.unlink(missing_ok=True)
+
+
+def pack(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under names that begin with the prefix, copied.
+
+    >>> list(pack("a", {"b": torch.zeros(1)}))
+    ['a/b']
+    """
+    return {f"{prefix}/{name}": tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def unpack(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `pack`."""
+    return {
+        name.removeprefix(f"{prefix}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")
+    }
