@@ -69,7 +69,7 @@ class SaeMetrics(Artefact):
     d_sae: int
     weights_sha256: str = Field(description="Checksum of sae_weights.safetensors.")
     fingerprint: str = Field(description="Hash of everything that decides the weights.")
-    settings: dict[str, float | int] = Field({}, description="Settings as resolved.")
+    settings: dict[str, float | int | str] = Field({}, description="Settings as resolved.")
     reasons: dict[str, str] = Field({}, description="Why each setting is what it is.")
     best_step: int | None = Field(None, description="Step whose weights were kept: the best held-out FVU.")
     stop_reason: str | None = Field(None, description="Why training ended.")
