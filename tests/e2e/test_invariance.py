@@ -42,7 +42,8 @@ def base(tmp_path_factory) -> Comparison:
 def shuffled_files(folder: Path) -> str:
     """Return a folder with the shipped prompts, their rows in another order."""
     for source in embedded.data_dir().glob("*.csv"):
-        head, *rows = list(csv.reader(source.open(newline="", encoding="utf-8")))
+        with source.open(newline="", encoding="utf-8") as handle:
+            head, *rows = csv.reader(handle)
         random.Random(1).shuffle(rows)
         with (folder / source.name).open("w", newline="", encoding="utf-8") as handle:
             csv.writer(handle).writerows([head, *rows])
