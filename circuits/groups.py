@@ -16,6 +16,8 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from sklearn.metrics import adjusted_rand_score
 
+from refusal.stats import nan_mean
+
 SHARED = 0.5
 """Mean transfer inside a block from which its categories are said to share a mechanism."""
 MIN_CONTRAST = 0.25
@@ -50,7 +52,7 @@ def find_groups(
         return np.zeros(1, int)
     tree = linkage(squareform(1 - np.clip(similarity, 0, 1), checks=False), "average")
     off_diagonal = ~np.eye(n, dtype=bool)
-    no_blocks = np.zeros(n, int) if np.nanmean(halves[:, off_diagonal]) >= SHARED else np.arange(n)
+    no_blocks = np.zeros(n, int) if nan_mean(halves[:, off_diagonal]) >= SHARED else np.arange(n)
     best, best_error = no_blocks, _error(no_blocks, halves)
     for n_groups in range(2, n):
         groups = fcluster(tree, n_groups, "maxclust") - 1
@@ -80,7 +82,7 @@ def _error(groups: Int[np.ndarray, " category"], halves: Float[np.ndarray, "2 ca
     for fitted, judged in ((halves[0], halves[1]), (halves[1], halves[0])):
         for part in (_same(groups) & off_diagonal, ~_same(groups)):
             if part.any() and np.isfinite(fitted[part]).any():
-                error += float(np.nansum((judged[part] - np.nanmean(fitted[part])) ** 2))
+                error += float(np.nansum((judged[part] - nan_mean(fitted[part])) ** 2))
     return error
 
 

@@ -21,7 +21,7 @@ from circuits.verdict import Decision, Resampling, SiteEffects, SiteTransfer, Su
 from refusal.config import AnalysisConfig
 from refusal.schemas import SeedResult
 from refusal.sites import Site, SiteKind
-from refusal.stats import bootstrap_weights, cross_validated_auc
+from refusal.stats import bootstrap_weights, cross_validated_auc, nan_mean
 
 GROUP_DRAWS = 100
 """Bootstrap draws for the stability of the groups."""
@@ -143,7 +143,8 @@ class Study:
 
         def shared(profile: Profile) -> float:
             measured = profile.point if fold is None else profile.folds[fold]
-            return float(measured.mean_transfer(profile.holds)[0])
+            value = float(measured.mean_transfer(profile.holds)[0])
+            return -np.inf if np.isnan(value) else value
 
         return max(self.candidates, key=shared)
 
@@ -203,7 +204,7 @@ class Study:
         if not together.any():
             return None
         for profile in self.candidates:
-            if np.nanmean(profile.point.transfer[0][together]) >= self.analysis.monolithic_threshold:
+            if nan_mean(profile.point.transfer[0][together]) >= self.analysis.monolithic_threshold:
                 is_neurons = profile.site.kind is SiteKind.NEURONS
                 return Site(SiteKind.RESIDUALS, profile.site.layer) if is_neurons else profile.site
         return None

@@ -115,9 +115,11 @@ class SiteTransfer:
     """R_B as a share of m refused - m complied of B."""
 
     def mean_transfer(self, usable: Bool[np.ndarray, " category"]) -> Float[np.ndarray, " draw"]:
-        """Return the mean off-diagonal transfer onto the usable categories, per draw."""
-        off_diagonal = ~np.eye(len(usable), dtype=bool) & usable[None, :]
-        return np.asarray(np.nanmean(self.transfer[:, off_diagonal], axis=1))
+        """Return the mean off-diagonal transfer onto the usable categories, per draw; nan where none was measured."""
+        values = self.transfer[:, ~np.eye(len(usable), dtype=bool) & usable[None, :]]
+        counted = np.isfinite(values)
+        n = counted.sum(1)
+        return np.asarray(np.where(n > 0, np.where(counted, values, 0.0).sum(1) / np.maximum(n, 1), np.nan))
 
 
 def site_transfer(
@@ -238,11 +240,13 @@ class Decision:
 
 
 def classify(value: float, monolithic: float, partially_modular: float) -> Verdict:
-    """Return the verdict of a mean transfer by the thresholds.
+    """Return the verdict of a mean transfer by the thresholds; one that was not measured (nan) gives none.
 
     >>> classify(0.8, 0.8, 0.5), classify(0.5, 0.8, 0.5)
     (<Verdict.MONOLITHIC: 'MONOLITHIC'>, <Verdict.PARTIALLY_MODULAR: 'PARTIALLY MODULAR'>)
     """
+    if np.isnan(value):
+        return Verdict.UNDETERMINED
     if value >= monolithic:
         return Verdict.MONOLITHIC
     return Verdict.PARTIALLY_MODULAR if value >= partially_modular else Verdict.MODULAR

@@ -312,6 +312,16 @@ def cross_validated_auc(
     return Estimate(estimate.value, estimate.low, estimate.high, estimate.n, level, "cross-validated ridge, newcombe")
 
 
+def nan_mean(values: Float[np.ndarray, "*value"]) -> float:
+    """Return the mean of the values that were measured, nan when none was; without a warning.
+
+    >>> nan_mean(np.array([1.0, np.nan, 2.0])), nan_mean(np.array([np.nan]))
+    (1.5, nan)
+    """
+    measured = values[np.isfinite(values)]
+    return float(measured.mean()) if len(measured) else float("nan")
+
+
 # Agreement -----------------------------------------------------------------------------------------------------------
 
 
