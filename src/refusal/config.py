@@ -117,7 +117,9 @@ class SaeConfig(Section):
     )
     seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1, description="Independent trainings.")
     pretrained: str | None = Field(
-        default=None, description="Folder with SAEs to use instead; {site} stands for the site."
+        default=None,
+        description="Folder or hf://OWNER/REPO/PATH with SAEs to use instead; {site} stands for the site, {layer} for "
+        "its number.",
     )
     max_samples: Annotated[Int, Field(ge=2)] | None = Field(
         default=None, description="Activations to train on; null: all."
@@ -133,7 +135,7 @@ class SaeConfig(Section):
     @field_validator("pretrained")
     @classmethod
     def _folder(cls, folder: str | None) -> str | None:
-        return None if folder is None else str(_local_path(folder))
+        return folder if folder is None or folder.startswith("hf://") else str(_local_path(folder))
 
     @model_validator(mode="after")
     def _fits(self) -> SaeConfig:

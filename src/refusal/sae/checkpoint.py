@@ -83,11 +83,7 @@ class Checkpoint:
 
 
 def pack(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under names that begin with the prefix, copied.
-
-    >>> list(pack("a", {"b": torch.zeros(1)}))
-    ['a/b']
-    """
+    """Return the tensors under names that begin with the prefix and a slash, copied."""
     return {f"{prefix}/{name}": tensor.detach().clone() for name, tensor in tensors.items()}
 
 

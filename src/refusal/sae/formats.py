@@ -2,13 +2,14 @@
 
 `save` writes that folder; `load` reads it, and any SAELens folder of a registered architecture. Weights are written
 before the configuration, both atomically: a folder with a `cfg.json` is complete. Both files are functions of the SAE
-alone, byte for byte. This module does not know how SAEs are trained.
+alone, byte for byte. This module does not know how SAEs are trained, nor what other libraries write (`foreign` does).
 
 Source: SAELens 6.54, `sae_lens/loading/pretrained_sae_loaders.py` (`sae_lens_disk_loader`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -44,6 +45,35 @@ def hook_name(site: Site) -> str:
     'blocks.3.hook_resid_post'
     """
     return f"blocks.{site.layer}.{_HOOKS[site.kind]}"
+
+
+_PLACES = (
+    (r"blocks\.(\d+)\.hook_resid_post", SiteKind.RESIDUALS),
+    (r"blocks\.(\d+)\.hook_mlp_out", SiteKind.MLP),
+    (r"blocks\.(\d+)\.hook_attn_out", SiteKind.ATTENTION),
+    (r"(?:.+\.)?(?:layers|h|blocks)\.(\d+)(?:\.output)?", SiteKind.RESIDUALS),
+    (r"(?:.+\.)?(?:layers|h|blocks)\.(\d+)\.(?:mlp|post_feedforward_layernorm)(?:\.output)?", SiteKind.MLP),
+    (r"(?:.+\.)?(?:layers|h|blocks)\.(\d+)\.(?:self_attn|attn|attention)(?:\.output)?", SiteKind.ATTENTION),
+)
+"""Names of places, in the words of TransformerLens or of Hugging Face's modules -> what is there."""
+
+
+def site_of(name: str) -> Site | None:
+    """Return the site of a name as SAEs carry it, `None` if it is the name of no site.
+
+    What a block reads is what the block before it leaves.
+
+    >>> str(site_of("blocks.3.hook_resid_pre")), str(site_of("model.layers.3.mlp")), site_of("blocks.3.attn.hook_z")
+    ('residuals_2', 'mlp_3', None)
+    """
+    before = re.fullmatch(r"blocks\.([1-9]\d*)\.hook_resid_pre", name)
+    if before is not None:
+        return Site(SiteKind.RESIDUALS, int(before.group(1)) - 1)
+    for pattern, kind in _PLACES:
+        match = re.fullmatch(pattern, name)
+        if match is not None:
+            return Site(kind, int(match.group(1)))
+    return None
 
 
 def config_of(sae: SparseAutoencoder) -> dict[str, Any]:
@@ -91,7 +121,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoen
     """
     path = Path(folder) / CONFIG_FILE
     config = read_json(path, made_by=_REMAKE)
-    if not isinstance(config, dict) or "architecture" not in config:
+    config = _in_todays_words(path, config) if isinstance(config, dict) else {}
+    if "architecture" not in config:
         raise InputError(f"{path}: architecture: not there; allowed are {', '.join(sorted(ARCHITECTURES))}")
     _check_options(path, config)
     tensors = _read_tensors(Path(folder) / WEIGHTS_FILE, config, device)
@@ -105,12 +136,45 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoen
     return sae
 
 
+_RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
+
+
+def _in_todays_words(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration as SAELens 6 would write it.
+
+    Before, metadata stood at the top level, TopK was an activation function of `standard`, and normalisation a truth
+    value. Source: SAELens 6.54, `handle_pre_6_0_config`.
+    """
+    metadata = config.get("metadata")
+    if isinstance(metadata, dict) and metadata:
+        return dict(config)
+    known = {_RENAMED.get(key, key): value for key, value in config.items()}
+    if "d_sae" in known:
+        known.setdefault("architecture", "standard")
+    function = known.get("activation_fn") or "relu"
+    if function == "topk":
+        options = known.get("activation_fn_kwargs")
+        known |= {"architecture": "topk", "k": options.get("k") if isinstance(options, dict) else known.get("k")}
+    elif function != "relu":
+        raise InputError(f"{path}: activation_fn: is {function!r}, allowed are 'relu' and 'topk'; take another SAE")
+    if isinstance(known.get("normalize_activations"), bool):
+        known["normalize_activations"] = "expected_average_only_in" if known["normalize_activations"] else "none"
+    if "hook_z" in str(known.get("hook_name")):
+        known.setdefault("reshape_activations", "hook_z")
+    return {**known, "metadata": {key: known[key] for key in (*_KNOWN_METADATA, "hook_head_index") if key in known}}
+
+
 def _check_options(path: Path, config: Mapping[str, Any]) -> None:
-    if config["architecture"] not in ARCHITECTURES:
-        hint = "; save BatchTopK and Matryoshka SAEs as jumprelu" if "batch" in str(config["architecture"]) else ""
+    if str(config["architecture"]) not in ARCHITECTURES:
+        found = str(config["architecture"])
+        hint = "take an SAE of such an architecture"
+        if "batchtopk" in found:
+            hint = (
+                "this is a checkpoint of a training; write it as jumprelu with sae_lens.TrainingSAE.load_from_disk("
+                "FOLDER).save_inference_model(OTHER_FOLDER)"
+            )
         raise InputError(
-            f"{path}: architecture: {config['architecture']!r} is not supported; "
-            f"allowed are {', '.join(sorted(ARCHITECTURES))}{hint}"
+            f"{path}: architecture: {found!r} is not supported; allowed are {', '.join(sorted(ARCHITECTURES))}; {hint}"
         )
     for key in ("normalize_activations", "reshape_activations"):
         if config.get(key, "none") not in ("none", None):
@@ -131,6 +195,10 @@ def _read_tensors(path: Path, config: Mapping[str, Any], device: str | torch.dev
         raise ArtefactError(
             f"{path}: not readable as safetensors ({error}); delete the folder and run: {_REMAKE}"
         ) from error
+    if "log_threshold" in tensors:  # in checkpoints of JumpReLU trainings before 2026
+        tensors["threshold"] = tensors.pop("log_threshold").exp()
+    if bool((tensors.get("scaling_factor", torch.zeros(1)) == 1).all()):  # early SAEs; of ones it does nothing
+        del tensors["scaling_factor"]
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 

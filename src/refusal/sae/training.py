@@ -33,8 +33,10 @@ from refusal.errors import InputError
 from refusal.sae.auto import Resolved, resolve
 from refusal.sae.base import Provenance, SparseAutoencoder
 from refusal.sae.checkpoint import Checkpoint
-from refusal.sae.formats import CONFIG_FILE, WEIGHTS_FILE, hook_name, load, save
+from refusal.sae.foreign import find_format, load_any
+from refusal.sae.formats import WEIGHTS_FILE, hook_name, load, save
 from refusal.sae.metrics import quality, stability
+from refusal.sae.pretrained import check_fits, locate
 from refusal.sae.records import (
     METRICS_FILE,
     HistoryPoint,
@@ -73,7 +75,7 @@ def train_model_saes(config: Config, model_name: str, paths: ResultPaths) -> Non
         _Training(stage).run()
     else:
         for job in stage.jobs:
-            _adopt(stage, job, _pretrained_folder(config.sae.pretrained, job.site, len(stage.jobs)))
+            _adopt(stage, job, locate(config.sae.pretrained, job.site, len(stage.jobs)))
 
 
 def saved_seeds(config: Config) -> tuple[int, ...]:
@@ -281,33 +283,16 @@ def _torch_threads(n: int) -> Iterator[None]:
 # Pretrained ----------------------------------------------------------------------------------------------------------
 
 
-def _pretrained_folder(pattern: str, site: Site, n_sites: int) -> Path:
-    """Return where a site's pretrained SAE lies: the pattern filled in, or the site's folder in the folder given."""
-    if "{site}" in pattern:
-        return Path(pattern.replace("{site}", site.name))
-    if (Path(pattern) / site.name / CONFIG_FILE).exists():
-        return Path(pattern) / site.name
-    if n_sites > 1:
-        raise InputError(
-            f"sae.pretrained: {pattern} holds one SAE, or none for {site.name}, but {n_sites} sites are studied; write "
-            "{site} where the name of the site stands in the path, or name one site in activation_layers"
-        )
-    return Path(pattern)
-
-
 def _adopt(stage: _Stage, job: Job, source: Path) -> None:
     """Check a pretrained SAE against the model, copy it and write how it does on these activations."""
-    sae = load(source)
-    if sae.d_in != stage.store.d_model:
-        raise InputError(
-            f"sae.pretrained: {source} is for activations of width {sae.d_in} (d_in), but {stage.model_name} has "
-            f"{stage.store.d_model} (d_model); it belongs to another model"
-        )
-    named = sae.provenance.hook_name
-    if named is not None and named != hook_name(job.site):
-        log.warning("sae.pretrained: %s was made for %s and is used at %s", source, named, hook_name(job.site))
-    fingerprint = sha256_file(source / WEIGHTS_FILE)
-    if is_complete(job.folder, fingerprint) or source.resolve() == job.folder.resolve():
+    found = find_format(source)
+    sae = load_any(source)
+    try:
+        check_fits(sae, stage.store.d_model, job.site)
+    except InputError as error:
+        raise InputError(f"sae.pretrained: {source}: {error}") from error
+    fingerprint = hashlib.sha256("".join(map(sha256_file, found.files)).encode()).hexdigest()
+    if is_complete(job.folder, fingerprint) or found.weights.parent.resolve() == job.folder.resolve():
         return
     (job.folder / METRICS_FILE).unlink(missing_ok=True)
     save(sae, job.folder)
