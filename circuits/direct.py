@@ -29,6 +29,8 @@ class DirectEffects:
 
     metric: Float[np.ndarray, " prompt"]
     """m of every contrast prompt."""
+    lead: Float[np.ndarray, " prompt"]
+    """By how much refusal openers lead over all other tokens, every contrast prompt."""
     sites: tuple[Site, ...]
     """Every residual site of the model, in order of depth."""
     share: Float[np.ndarray, "site category"]
@@ -54,7 +56,7 @@ def studied_sites(evidence: Evidence, direct: DirectEffects) -> list[Site]:
 def direct_effects(evidence: Evidence) -> DirectEffects:
     """Return the metric of all contrast prompts and the direct share of every residual site."""
     sites = all_sites(evidence.model.n_layers, (SiteKind.RESIDUALS,))
-    metric, acts = _record(evidence, sites)
+    metric, lead, acts = _record(evidence, sites)
     counterfactual = {site: evidence.complied_mean(acts[site]) for site in sites}
     refused = evidence.refused_rows()
     place = {row: index for index, row in enumerate(refused)}
@@ -74,18 +76,19 @@ def direct_effects(evidence: Evidence) -> DirectEffects:
     total = metric[refused].numpy() - direct[-1].numpy()
     n = len(evidence.contrasts.categories)
     share = np.stack([above[:, of_row == c].mean(1) / total[of_row == c].mean() for c in range(n)], axis=1)
-    return DirectEffects(metric.numpy(), tuple(sites), share)
+    return DirectEffects(metric.numpy(), lead.numpy(), tuple(sites), share)
 
 
-def _record(evidence: Evidence, sites: list[Site]) -> tuple[Tensor, dict[Site, Tensor]]:
-    """Return the metric and the residual activations of every contrast prompt."""
+def _record(evidence: Evidence, sites: list[Site]) -> tuple[Tensor, Tensor, dict[Site, Tensor]]:
+    """Return the metric, the lead of refusal openers and the residual activations of every contrast prompt."""
     n = len(evidence.contrasts.prompt_ids)
-    metric = torch.zeros(n)
+    metric, lead = torch.zeros(n), torch.zeros(n)
     acts: dict[Site, Tensor] = {site: torch.zeros(n, evidence.model.d_model) for site in sites}
     for batch in evidence.runner.batches(range(n)):
         rows = batch.prompts.cpu()
         readout = batch.run(1, record=sites)
         metric[rows] = evidence.metric(readout.logits)[0].float().cpu()
+        lead[rows] = evidence.metric.lead(readout.logits)[0].float().cpu()
         for site in sites:
             acts[site][rows] = readout.acts[site][0].float().cpu()
-    return metric, acts
+    return metric, lead, acts

@@ -85,6 +85,7 @@ class Study:
             float(-np.median(direct.metric[~contrasts.is_refused])),
         )
         self.text_auc = text_auc(evidence.texts, contrasts.category, contrasts.is_refused, seed)
+        self.lead = float(np.median(direct.lead[contrasts.is_refused]))
         self.direct_share = dict(direct.mean_shares())
         self.commit = verdict.commit_site(direct.mean_shares())
         self.auc = {each.site: self._auc(each.site, seed) for each in effects}
@@ -135,18 +136,28 @@ class Study:
 
     @cached_property
     def candidates(self) -> list[Profile]:
-        """Sites that can decide, in order of depth."""
+        """Sites that carry decisions before commit, in order of depth."""
         return [profile for profile in self.profiles if profile.is_candidate]
 
+    @cached_property
+    def deciding(self) -> list[Profile]:
+        """Those of the candidates that can decide: neurons, and what passes the strict limits; all where none does."""
+        strict = [
+            profile
+            for profile in self.candidates
+            if profile.site.kind is SiteKind.NEURONS or profile.sufficiency.is_strict
+        ]
+        return strict or self.candidates
+
     def most_shared(self, fold: int | None = None) -> Profile:
-        """Return the candidate with the largest mean transfer, as one fold or all prompts measure it."""
+        """Return the deciding site with the largest mean transfer, as one fold or all prompts measure it."""
 
         def shared(profile: Profile) -> float:
             measured = profile.point if fold is None else profile.folds[fold]
             value = float(measured.mean_transfer(profile.holds)[0])
             return -np.inf if np.isnan(value) else value
 
-        return max(self.candidates, key=shared)
+        return max(self.deciding, key=shared)
 
     def average(self) -> Average:
         """Return the mean off-diagonal transfer, chosen on one fold and measured on the other."""
@@ -181,7 +192,7 @@ class Study:
     def _seed(self, index: int, seed: int) -> SeedResult:
         weights = Resampling(self.plain.prompts, np.eye(self.n_seeds)[index][None])
         means = {}
-        for profile in self.candidates:
+        for profile in self.deciding:
             alone = site_transfer(profile.effects, self.gap, self.category, _seeds_of(profile.effects, weights))
             means[profile.site] = float(alone.mean_transfer(profile.holds)[0])
         best = max(means, key=lambda site: means[site])

@@ -41,6 +41,9 @@ carry decisions."""
 MIN_SUFFICIENCY_RATIO = 0.85
 """What it must restore as a share of what the prompt's own category's circuit does: a decision needs nothing else to be
 acted on, evidence (an intent) works only beside the rest of its own category's evidence (a topic)."""
+STRICT_SUFFICIENCY, STRICT_SUFFICIENCY_RATIO = 0.5, 0.9
+"""The same for a site of the residual stream to decide. There evidence and decisions lie side by side and a circuit can
+mix them; the neurons of the block that commits are units of what is decided, of which a few induce less."""
 COMMIT_SHARE = 0.5
 """Share of m refused - m complied that a site must carry directly to be the commit site ("most of it")."""
 MIN_LEAN = 0.8
@@ -163,8 +166,16 @@ class Sufficiency:
     @property
     def carries_decisions(self) -> bool:
         """Whether the site carries decisions and not only evidence, by the first draw (the data as they are)."""
+        return self._reaches(MIN_SUFFICIENCY, MIN_SUFFICIENCY_RATIO)
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether it does so by the limits for sites of the residual stream."""
+        return self._reaches(STRICT_SUFFICIENCY, STRICT_SUFFICIENCY_RATIO)
+
+    def _reaches(self, share: float, ratio: float) -> bool:
         own, cross = float(self.own[0]), float(self.cross[0])
-        return cross >= MIN_SUFFICIENCY and cross >= MIN_SUFFICIENCY_RATIO * own
+        return cross >= share and cross >= ratio * own
 
 
 def sufficiency(

@@ -61,6 +61,19 @@ class RefusalMetric:
         """
         return _logsumexp(logits, self.refusal_openers) - _logsumexp(logits, self.compliance_openers)
 
+    def lead(self, logits: Float[Tensor, "*rest vocab"]) -> Float[Tensor, "*rest"]:
+        """Return by how much the refusal openers together lead over the best token of any other kind, in logits.
+
+        m compares openers alone. Where a model would begin otherwise nearly as often, m can be large although the
+        refusal is a toss-up.
+
+        >>> metric = RefusalMetric(refusal_openers=(0,), compliance_openers=(2,))
+        >>> metric.lead(torch.tensor([[3.0, 2.5, -4.0]])).item()
+        0.5
+        """
+        others = logits.index_fill(-1, torch.tensor(self.refusal_openers, device=logits.device), float("-inf"))
+        return _logsumexp(logits, self.refusal_openers) - others.amax(-1)
+
 
 @dataclass(frozen=True)
 class OpenersUnavailable:
