@@ -68,8 +68,8 @@ def no_mechanism(study: Study) -> str | None:
     if study.lead < MIN_MARGIN:
         return (
             "The model's refusals are toss-ups: on the median refused prompt the tokens that begin its refusals lead "
-            f"over the best other first token by {study.lead:.2f} in log-odds (at least {MIN_MARGIN} is needed), so chance "
-            "decides and there is no mechanism to compare."
+            f"over the best other first token by {study.lead:.2f} in log-odds (at least {MIN_MARGIN} is needed), so "
+            "chance decides and there is no mechanism to compare."
         )
     if study.text_auc is not None and study.text_auc.is_noise:
         found = study.text_auc

@@ -1,9 +1,9 @@
 """The planted models on which the verdict is calibrated, and their training.
 
-None of them was looked at while a threshold was chosen: those were set on the shipped models, on others with seeds below
-100, and on the first `SEEN` of this list, which are therefore left out. Worlds, architectures, depths, planted layers, words, shares of common words, base rates and over-refusal
-vary independently, drawn with one seed. A model enters when it passes its causal checks; one that does not is trained
-once more with another seed.
+None of them was looked at while a threshold was chosen: those were set on the shipped models, on others with seeds
+below 100, and on the first `SEEN` of the list drawn here, which are therefore left out. Worlds, architectures, depths,
+planted layers, words, shares of common words, base rates and over-refusal vary independently, drawn with one seed. A
+model enters when it passes its causal checks; one that does not is trained once more with another seed.
 """
 
 from __future__ import annotations

@@ -104,6 +104,9 @@ def test_sufficiency_by_hand_tells_decisions_from_evidence():
     assert not found.carries_decisions, "0.5 is less than 85 % of what the own circuits do"
     assert verdict.Sufficiency(np.array([0.9]), np.array([0.85])).carries_decisions
     assert not verdict.Sufficiency(np.array([0.09]), np.array([0.09])).carries_decisions
+    assert verdict.Sufficiency(np.array([0.6]), np.array([0.55])).is_strict
+    assert not verdict.Sufficiency(np.array([0.35]), np.array([0.34])).is_strict, "restores too little"
+    assert not verdict.Sufficiency(np.array([0.9]), np.array([0.8])).is_strict, "the own circuit does more"
 
 
 def test_neurons_of_the_block_that_commits_lie_before_commit():
