@@ -98,9 +98,7 @@ def dosed_latents(scores: Float[Tensor, "category d_sae"], sizes: Sequence[float
 
 def top_latents(scores: Float[Tensor, "category d_sae"], sizes: Sequence[int]) -> Bool[Tensor, "category d_sae"]:
     """Return circuits of given sizes: each row's highest-scoring latents, those with a positive score only."""
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    is_best = torch.arange(scores.shape[1])[None, :] < torch.tensor(sizes)[:, None]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, is_best) & (scores > 0)
+    return dosed_latents(scores, sizes) > 0
 
 
 def path_gradients(evidence: Evidence, sites: Sequence[Site], n_steps: int) -> PathGradients:

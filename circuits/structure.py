@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from circuits.attribution_file import AttributionFile
+from circuits.discovery import dosed_latents
 from circuits.evidence import Evidence
 from circuits.similarity import (
     BASELINE_RULE,
@@ -109,17 +111,10 @@ def own_excess(
         found, judged = member * (fold == half), member * (fold != half)
         scores = (found / found.sum(1, keepdims=True)) @ latents
         means = (judged / judged.sum(1, keepdims=True)) @ latents
-        covered = _top(scores, sizes) @ means.T
+        covered = dosed_latents(torch.from_numpy(scores), sizes.tolist()).numpy() @ means.T
         own = covered.diagonal()
         excess.append(np.mean(own - (covered.sum(0) - own) / max(n - 1, 1)))
     return float(np.mean(excess))
-
-
-def _top(
-    scores: Float[np.ndarray, "category d_sae"], sizes: Float[np.ndarray, " category"]
-) -> Float[np.ndarray, "category d_sae"]:
-    rank = np.argsort(np.argsort(-scores, axis=1), axis=1)
-    return np.asarray(np.clip(sizes[:, None] - rank, 0, 1) * (scores > 0))
 
 
 def baseline(evidence: Evidence, analysis: AnalysisConfig) -> Baseline:

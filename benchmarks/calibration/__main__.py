@@ -1,6 +1,6 @@
 """`python -m benchmarks.calibration make|run|report`: is the verdict right on models whose mechanism is known?
 
-`make` trains the models (about 3 minutes each), `run` runs the main job on each, `report` writes `RESULTS.md` and
+`make` trains the models (1.5 to 6 minutes each), `run` runs the main job on each, `report` writes `RESULTS.md` and
 `results.csv` beside this file. All three go on where they stopped.
 """
 

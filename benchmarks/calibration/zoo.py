@@ -1,9 +1,9 @@
 """The planted models on which the verdict is calibrated, and their training.
 
-None of them was looked at while a threshold was chosen: those were set on the shipped models, on others with seeds
-below 100, and on the first `SEEN` of the list drawn here, which are therefore left out. Worlds, architectures, depths,
-planted layers, words, shares of common words, base rates and over-refusal vary independently, drawn with one seed. A
-model enters when it passes its causal checks; one that does not is trained once more with another seed.
+None of them was looked at while a threshold or a rule was chosen: those were set on the shipped models and on others
+with seeds below 1100. Worlds, architectures, depths, planted layers, words, shares of common words, base rates and
+over-refusal vary independently, drawn with one seed. A model enters when it passes its causal checks; one that does not
+is trained once more with another seed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-FIRST_SEED = 1000
-SEEN = 14
-"""Models at the head of the list that were looked at: two of them changed a rule (a toss-up that seemed decided because
-the other token never won; an early site that mixed evidence with decisions)."""
+FIRST_SEED = 2000
 COUNTS = {
     "monolithic": 7,
     "redundant": 3,
@@ -82,7 +79,7 @@ class Spec:
 
 
 def zoo() -> list[Spec]:
-    """Return every model that was not looked at, the same list every time; worlds alternate."""
+    """Return every model, the same list every time; worlds alternate."""
     generator = np.random.default_rng(FIRST_SEED)
     specs = []
     for index, world in enumerate(_alternating()):
@@ -102,7 +99,7 @@ def zoo() -> list[Spec]:
                 over_refusal=float(generator.choice([0.02, 0.06, 0.15])),
             )
         )
-    return specs[SEEN:]
+    return specs
 
 
 def _alternating() -> Iterator[str]:
