@@ -162,7 +162,7 @@ def _depth_point(study: Study, profile: Profile, sizes: tuple[float, ...]) -> De
         sufficiency=float(profile.sufficiency.cross[0]),
         sufficiency_ci=percentile_interval(profile.sufficiency.cross[1:]),
         size=float(np.mean(sizes)),
-        before_commit=verdict.is_before(profile.site, study.commit),
+        before_commit=study.is_before(profile.site),
     )
 
 

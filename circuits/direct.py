@@ -18,7 +18,7 @@ from torch import Tensor
 
 from circuits.attribution import replace_variants
 from circuits.evidence import Evidence
-from circuits.verdict import commit_site
+from circuits.verdict import writing_blocks
 from refusal.readout import Edit
 from refusal.sites import Site, SiteKind, all_sites
 
@@ -42,13 +42,13 @@ class DirectEffects:
 
 
 def studied_sites(evidence: Evidence, direct: DirectEffects) -> list[Site]:
-    """Return the sites that are studied, in order of depth: those with SAEs, and the neurons of the block that commits.
+    """Return the sites that are studied, in order of depth: those with SAEs, and the neurons of blocks that decide.
 
     A decision that forms and commits in one block is seen in no residual stream: before the block it is not made, after
     it only its output is left. The neurons of the block's MLP show whether one set of them or several made it.
     """
-    commit = commit_site(direct.mean_shares())
-    neurons = [site for site in evidence.model.neuron_sites() if commit is not None and site.layer == commit.layer]
+    writing = writing_blocks(direct.mean_shares())
+    neurons = [site for site in evidence.model.neuron_sites() if site.layer in writing]
     return sorted([*evidence.sites, *neurons])
 
 

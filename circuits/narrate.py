@@ -12,7 +12,6 @@ from circuits.verdict import (
     MIN_SUFFICIENCY_RATIO,
     Decision,
     Verdict,
-    is_before,
 )
 from refusal.schemas import Interval, SeedResult
 from refusal.sites import Site, SiteKind
@@ -82,7 +81,7 @@ def no_mechanism(study: Study) -> str | None:
         return "No residual site carries most of the decision directly, so there is no depth at which it is made."
     if study.candidates:
         return None
-    before = [profile for profile in study.profiles if is_before(profile.site, study.commit)]
+    before = [profile for profile in study.profiles if study.is_before(profile.site)]
     if not before:
         sites = ", ".join(str(profile.site) for profile in study.profiles)
         return (

@@ -88,6 +88,7 @@ class Study:
         self.lead = float(np.median(direct.lead[contrasts.is_refused]))
         self.direct_share = dict(direct.mean_shares())
         self.commit = verdict.commit_site(direct.mean_shares())
+        self.writing = verdict.writing_blocks(direct.mean_shares())
         self.auc = {each.site: self._auc(each.site, seed) for each in effects}
         self.onset = verdict.onset_site(list(self.auc.items()))
         generator = np.random.default_rng([seed, 1])
@@ -127,12 +128,12 @@ class Study:
         point, draws = under(self.plain), under(self.weights)
         holds = verdict.necessity_holds(np.quantile(draws.necessity, 0.025, axis=0), point.necessity[0])
         sufficiency = verdict.sufficiency(effects, self.gap, self.complied, self.complied_weights)
-        candidate = (
-            verdict.is_before(effects.site, self.commit)
-            and verdict.usable_site(holds)
-            and sufficiency.carries_decisions
-        )
+        candidate = self.is_before(effects.site) and verdict.usable_site(holds) and sufficiency.carries_decisions
         return Profile(effects, point, draws, (under(halves[0]), under(halves[1])), holds, sufficiency, candidate)
+
+    def is_before(self, site: Site) -> bool:
+        """Return whether a site lies before the decision is written."""
+        return verdict.is_before(site, self.writing)
 
     @cached_property
     def candidates(self) -> list[Profile]:
@@ -141,13 +142,10 @@ class Study:
 
     @cached_property
     def deciding(self) -> list[Profile]:
-        """Those of the candidates that can decide: neurons, and what passes the strict limits; all where none does."""
-        strict = [
-            profile
-            for profile in self.candidates
-            if profile.site.kind is SiteKind.NEURONS or profile.sufficiency.is_strict
-        ]
-        return strict or self.candidates
+        """Those of the candidates that can decide: neurons; else what passes the strict limits; else all."""
+        neurons = [profile for profile in self.candidates if profile.site.kind is SiteKind.NEURONS]
+        strict = [profile for profile in self.candidates if profile.sufficiency.is_strict]
+        return neurons or strict or self.candidates
 
     def most_shared(self, fold: int | None = None) -> Profile:
         """Return the deciding site with the largest mean transfer, as one fold or all prompts measure it."""

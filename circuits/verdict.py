@@ -3,12 +3,13 @@
 1. Transfer T_AB = (E_AB - R_B) / (E_BB - R_B): the share of B's own effect that A's circuit has on B, less what random
    sets of the same size do. Own necessity N_B = (E_BB - R_B) / (m refused - m complied).
 2. Only sites before commit count: from there on every model looks monolithic, because the output direction of a refusal
-   is common to all categories. That is the sites of earlier blocks, and the MLP neurons of the block that commits: what
-   they write is common, which of them write it is the question.
+   is common to all categories. That is the sites of earlier blocks, and the MLP neurons of the blocks that write the
+   decision: what they write is common, which of them write it is the question.
 3. Only sites that carry decisions count: inducing any category's circuit in the complied prompts of another makes the
    model refuse. Before the decision a site carries evidence (words, intents); sharing that is not sharing a mechanism.
    An OR of separate detectors passes as well as one detector for all, so this condition favours no verdict.
-4. The decisive site is the most shared of those where own necessity holds; it is chosen on one fold and measured on the
+4. Where neurons of those blocks qualify they decide, for there units are of the decision alone; else residual sites do.
+   The decisive site is the most shared of those where own necessity holds; it is chosen on one fold and measured on the
    other.
 5. The mean off-diagonal transfer there, with its bootstrap distribution, meets the thresholds. UNDETERMINED, with the
    reason in words, when it cannot be measured or the distribution leans to no side.
@@ -21,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -43,9 +45,10 @@ MIN_SUFFICIENCY_RATIO = 0.85
 acted on, evidence (an intent) works only beside the rest of its own category's evidence (a topic)."""
 STRICT_SUFFICIENCY, STRICT_SUFFICIENCY_RATIO = 0.5, 0.9
 """The same for a site of the residual stream to decide. There evidence and decisions lie side by side and a circuit can
-mix them; the neurons of the block that commits are units of what is decided, of which a few induce less."""
+mix them; the neurons that write the decision are units of what is decided, of which a few induce less."""
 COMMIT_SHARE = 0.5
-"""Share of m refused - m complied that a site must carry directly to be the commit site ("most of it")."""
+"""Share of m refused - m complied that a site must carry directly to be the commit site ("most of it"), and that a later
+block must add by itself to be one that writes the decision as well."""
 MIN_LEAN = 0.8
 """Share of the bootstrap distribution on one side of the thresholds below which there is no verdict."""
 
@@ -209,24 +212,45 @@ def commit_site(direct: Sequence[tuple[Site, float]]) -> Site | None:
     return next((site for site, share in direct if share >= COMMIT_SHARE), None)
 
 
+def writing_blocks(direct: Sequence[tuple[Site, float]]) -> tuple[int, ...]:
+    """Return the blocks that write the decision: the one that commits, and each later one that alone adds most of it.
+
+    Two blocks can each write half of it, so that the first commits by a hair while the second decides.
+
+    Args:
+        direct: As for `commit_site`.
+
+    >>> sites = [Site.parse(f"residuals_{layer}") for layer in range(4)]
+    >>> writing_blocks(list(zip(sites, [0.1, 0.52, 0.54, 1.06])))
+    (1, 3)
+    """
+    commit = commit_site(direct)
+    if commit is None:
+        return ()
+    later = [
+        (site.layer, share - before) for (_, before), (site, share) in pairwise(direct) if site.layer > commit.layer
+    ]
+    return (commit.layer, *(layer for layer, added in later if added >= COMMIT_SHARE))
+
+
 def onset_site(auc: Sequence[tuple[Site, float]], threshold: float = 0.9) -> Site | None:
     """Return the first residual site where refused and complied prompts separate (cross-validated AUC)."""
     return next((site for site, value in auc if site.kind is SiteKind.RESIDUALS and value >= threshold), None)
 
 
-def is_before(site: Site, commit: Site | None) -> bool:
-    """Return whether a site lies before commit, where it can say something about the mechanism.
+def is_before(site: Site, writing: Sequence[int]) -> bool:
+    """Return whether a site lies before the decision is written, where it can say something about the mechanism.
 
-    That is in an earlier block, or among the MLP neurons of the block that commits.
+    That is in a block before the first that writes it, or among the MLP neurons of one that does.
 
-    >>> is_before(Site.parse("residuals_2"), Site.parse("residuals_2"))
+    >>> is_before(Site.parse("residuals_2"), (2,))
     False
-    >>> is_before(Site.parse("neurons_2"), Site.parse("residuals_2"))
+    >>> is_before(Site.parse("neurons_2"), (2,))
     True
     """
-    if commit is None:
+    if not writing:
         return False
-    return site.layer < commit.layer or (site.kind is SiteKind.NEURONS and site.layer == commit.layer)
+    return site.layer < writing[0] or (site.kind is SiteKind.NEURONS and site.layer in writing)
 
 
 def necessity_holds(low: Float[np.ndarray, " category"], value: Float[np.ndarray, " category"]) -> np.ndarray:

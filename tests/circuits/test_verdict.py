@@ -110,8 +110,17 @@ def test_sufficiency_by_hand_tells_decisions_from_evidence():
 
 
 def test_neurons_of_the_block_that_commits_lie_before_commit():
-    assert verdict.is_before(Site.parse("neurons_2"), Site.parse("residuals_2"))
-    assert not verdict.is_before(Site.parse("neurons_3"), Site.parse("residuals_2"))
+    assert verdict.is_before(Site.parse("neurons_2"), (2,))
+    assert not verdict.is_before(Site.parse("neurons_3"), (2,))
+    assert verdict.is_before(Site.parse("neurons_3"), (2, 3))
+    assert not verdict.is_before(Site.parse("residuals_2"), (2, 3))
+
+
+def test_a_later_block_that_adds_most_of_the_decision_alone_writes_it_too():
+    sites = [Site.parse(f"residuals_{layer}") for layer in range(4)]
+    assert verdict.writing_blocks(list(zip(sites, [0.0, 0.49, 0.54, 1.08], strict=True))) == (2, 3)
+    assert verdict.writing_blocks(list(zip(sites, [0.0, 0.6, 0.7, 1.0], strict=True))) == (1,)
+    assert verdict.writing_blocks(list(zip(sites, [0.0, 0.1, 0.2, 0.3], strict=True))) == ()
 
 
 def test_anchors_and_order_of_sites():
@@ -120,9 +129,9 @@ def test_anchors_and_order_of_sites():
     assert verdict.commit_site(direct) == sites[1]
     assert verdict.commit_site(direct[:1]) is None
     assert verdict.onset_site([(Site.parse("mlp_0"), 0.99), (sites[0], 0.5), (sites[1], 0.95)]) == sites[1]
-    assert verdict.is_before(Site.parse("mlp_0"), sites[1])
-    assert not verdict.is_before(Site.parse("mlp_1"), sites[1])
-    assert not verdict.is_before(sites[0], None)
+    assert verdict.is_before(Site.parse("mlp_0"), (1,))
+    assert not verdict.is_before(Site.parse("mlp_1"), (1,))
+    assert not verdict.is_before(sites[0], ())
 
 
 def test_necessity_holds_only_where_clearly_above_zero():
