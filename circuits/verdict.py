@@ -47,8 +47,8 @@ STRICT_SUFFICIENCY, STRICT_SUFFICIENCY_RATIO = 0.5, 0.9
 """The same for a site of the residual stream to decide. There evidence and decisions lie side by side and a circuit can
 mix them; the neurons that write the decision are units of what is decided, of which a few induce less."""
 COMMIT_SHARE = 0.5
-"""Share of m refused - m complied that a site must carry directly to be the commit site ("most of it"), and that a later
-block must add by itself to be one that writes the decision as well."""
+"""Share of m refused - m complied that a site must carry directly to be the commit site ("most of it"), and that a
+later block must add by itself to be one that writes the decision as well."""
 MIN_LEAN = 0.8
 """Share of the bootstrap distribution on one side of the thresholds below which there is no verdict."""
 
@@ -227,10 +227,8 @@ def writing_blocks(direct: Sequence[tuple[Site, float]]) -> tuple[int, ...]:
     commit = commit_site(direct)
     if commit is None:
         return ()
-    later = [
-        (site.layer, share - before) for (_, before), (site, share) in pairwise(direct) if site.layer > commit.layer
-    ]
-    return (commit.layer, *(layer for layer, added in later if added >= COMMIT_SHARE))
+    added = [(site.layer, share - before) for (_, before), (site, share) in pairwise(direct)]
+    return (commit.layer, *(layer for layer, more in added if layer > commit.layer and more >= COMMIT_SHARE))
 
 
 def onset_site(auc: Sequence[tuple[Site, float]], threshold: float = 0.9) -> Site | None:
