@@ -6,7 +6,7 @@ Holds the arithmetic that needs all sites at once; the pieces are pure functions
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +17,17 @@ from circuits.direct import DirectEffects
 from circuits.evidence import Evidence
 from circuits.groups import find_groups, groups_stability
 from circuits.predictable import text_auc
-from circuits.verdict import Decision, Resampling, SiteEffects, SiteTransfer, Sufficiency, Verdict, site_transfer
+from circuits.verdict import (
+    Decision,
+    RefusedPrompts,
+    Resampling,
+    SiteEffects,
+    SiteTransfer,
+    Sufficiency,
+    Verdict,
+    plain_weights,
+    site_transfer,
+)
 from refusal.config import AnalysisConfig
 from refusal.schemas import SeedResult
 from refusal.sites import Site, SiteKind
@@ -77,8 +87,7 @@ class Study:
         self.direct = direct
         self.names = contrasts.categories
         self.n_seeds = len(evidence.seeds)
-        self.category = contrasts.category[contrasts.refused]
-        self.fold = contrasts.fold[contrasts.refused]
+        self.refused = RefusedPrompts(contrasts.category[contrasts.refused], contrasts.fold[contrasts.refused])
         self.gap = self._gap()
         self.margins = (
             float(np.median(direct.metric[contrasts.is_refused])),
@@ -92,8 +101,7 @@ class Study:
         self.auc = {each.site: self._auc(each.site, seed) for each in effects}
         self.onset = verdict.onset_site(list(self.auc.items()))
         generator = np.random.default_rng([seed, 1])
-        self.weights = verdict.resample(self.category, self.n_seeds, analysis.bootstrap, generator)
-        self.plain = verdict.plain_weights(self.category, self.n_seeds)
+        self.weights = verdict.resample(self.refused, self.n_seeds, analysis.bootstrap, generator)
         complied = contrasts.category[~contrasts.is_refused]
         self.complied = complied
         draws = bootstrap_weights(len(complied), analysis.bootstrap, generator, strata=complied)
@@ -122,14 +130,14 @@ class Study:
 
     def _profile(self, effects: SiteEffects) -> Profile:
         def under(weights: Resampling) -> SiteTransfer:
-            return site_transfer(effects, self.gap, self.category, _seeds_of(effects, weights))
+            return site_transfer(effects, self.gap, self.refused, _seeds_of(effects, weights))
 
-        halves = [Resampling((self.fold == half).astype(float)[None], self.plain.seeds) for half in (0, 1)]
-        point, draws = under(self.plain), under(self.weights)
+        point, draws = under(plain_weights(self.refused, self.n_seeds)), under(self.weights)
+        folds = [under(plain_weights(self.refused, self.n_seeds, fold)) for fold in (0, 1)]
         holds = verdict.necessity_holds(np.quantile(draws.necessity, 0.025, axis=0), point.necessity[0])
         sufficiency = verdict.sufficiency(effects, self.gap, self.complied, self.complied_weights)
         candidate = self.is_before(effects.site) and verdict.usable_site(holds) and sufficiency.carries_decisions
-        return Profile(effects, point, draws, (under(halves[0]), under(halves[1])), holds, sufficiency, candidate)
+        return Profile(effects, point, draws, (folds[0], folds[1]), holds, sufficiency, candidate)
 
     def is_before(self, site: Site) -> bool:
         """Return whether a site lies before the decision is written."""
@@ -188,10 +196,10 @@ class Study:
         return tuple(self._seed(index, seed) for index, seed in enumerate(self.evidence.seeds))
 
     def _seed(self, index: int, seed: int) -> SeedResult:
-        weights = Resampling(self.plain.prompts, np.eye(self.n_seeds)[index][None])
+        weights = replace(plain_weights(self.refused, self.n_seeds), seeds=np.eye(self.n_seeds)[index][None])
         means = {}
         for profile in self.deciding:
-            alone = site_transfer(profile.effects, self.gap, self.category, _seeds_of(profile.effects, weights))
+            alone = site_transfer(profile.effects, self.gap, self.refused, _seeds_of(profile.effects, weights))
             means[profile.site] = float(alone.mean_transfer(profile.holds)[0])
         best = max(means, key=lambda site: means[site])
         kind = verdict.classify(
@@ -230,9 +238,7 @@ class Study:
 def _seeds_of(effects: SiteEffects, weights: Resampling) -> Resampling:
     """Return the weights for a site that has one measurement for all SAE seeds as well as for one with its own."""
     n_seeds = len(effects.effect)
-    return (
-        weights if n_seeds == weights.seeds.shape[1] else Resampling(weights.prompts, np.ones((len(weights.seeds), 1)))
-    )
+    return weights if n_seeds == weights.seeds.shape[1] else replace(weights, seeds=np.ones((len(weights.seeds), 1)))
 
 
 def is_supported_by_seeds(seeds: tuple[SeedResult, ...], verdict_now: Verdict) -> bool:

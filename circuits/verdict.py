@@ -80,30 +80,59 @@ class SiteEffects:
 
 
 @dataclass(frozen=True)
+class RefusedPrompts:
+    """The refused prompts on which effects are measured."""
+
+    category: Int[np.ndarray, " prompt"]
+    """Index of each prompt's category."""
+    fold: Int[np.ndarray, " prompt"]
+    """0 or 1; a prompt's effects are those of circuits found on the other fold."""
+
+    @property
+    def n_categories(self) -> int:
+        """Number of categories."""
+        return int(self.category.max()) + 1
+
+    def members(self, fold: int) -> Float[np.ndarray, "prompt category"]:
+        """Return 1 where a prompt is of a category and of a fold."""
+        of_category = self.category[:, None] == np.arange(self.n_categories)[None, :]
+        return np.asarray(of_category & (self.fold == fold)[:, None], dtype=float)
+
+
+@dataclass(frozen=True)
 class Resampling:
-    """Bootstrap weights: prompts within categories, SAE seeds as the outer level."""
+    """Bootstrap weights of prompts, circuits and SAE seeds."""
 
     prompts: Float[np.ndarray, "draw prompt"]
-    """How often each prompt is drawn; sums to the category's size within each category."""
+    """How often each prompt is drawn; sums to the number of prompts within each category and fold."""
+    circuits: Float[np.ndarray, "draw fold category"]
+    """Share of the circuits measured on each fold in what stands for each category's circuit; sums to 1 over folds."""
     seeds: Float[np.ndarray, "draw seed"]
     """Share of each seed; rows sum to 1."""
 
 
-def resample(
-    category: Int[np.ndarray, " prompt"], n_seeds: int, n_draws: int, generator: np.random.Generator
-) -> Resampling:
-    """Return bootstrap weights that draw prompts with replacement within each category, and seeds with replacement.
+def resample(prompts: RefusedPrompts, n_seeds: int, n_draws: int, generator: np.random.Generator) -> Resampling:
+    """Return weights that draw prompts within each category and fold, a fold's circuit for each category, and seeds.
 
-    Source: Davison & Hinkley (1997), section 3.8 (hierarchical data: resample the outer level, then within it).
+    Other prompts give other circuits as well. Of two independent halves a draw takes one for each category, which has
+    the variance of their mean: E[(x0 - x1)^2 / 4] = var(x) / 2.
+
+    Sources: Davison & Hinkley (1997), section 3.8 (hierarchical data: resample the outer level, then within it);
+    McCarthy (1969), doi:10.2307/1402116 (half-samples of two units a stratum).
     """
-    prompts = bootstrap_weights(len(category), n_draws, generator, strata=category)
+    strata = 2 * prompts.category + prompts.fold
+    drawn = bootstrap_weights(len(strata), n_draws, generator, strata=strata)
+    fold = generator.integers(2, size=(n_draws, prompts.n_categories))
+    circuits = np.stack([fold == 0, fold == 1], axis=1).astype(float)
     seeds = generator.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=n_draws) / n_seeds
-    return Resampling(prompts, seeds)
+    return Resampling(drawn, circuits, seeds)
 
 
-def plain_weights(category: Int[np.ndarray, " prompt"], n_seeds: int) -> Resampling:
-    """Return the weights of the data as it is: one draw, every prompt once, every seed alike."""
-    return Resampling(np.ones((1, len(category))), np.full((1, n_seeds), 1 / n_seeds))
+def plain_weights(prompts: RefusedPrompts, n_seeds: int, fold: int | None = None) -> Resampling:
+    """Return the weights of the data as it is, or as measured on one fold: one draw, every prompt once, seeds alike."""
+    share = np.full(2, 0.5) if fold is None else np.eye(2)[fold]
+    circuits = np.repeat(share[None, :, None], prompts.n_categories, axis=2)
+    return Resampling(np.ones((1, len(prompts.category))), circuits, np.full((1, n_seeds), 1 / n_seeds))
 
 
 @dataclass(frozen=True)
@@ -131,7 +160,7 @@ class SiteTransfer:
 def site_transfer(
     effects: SiteEffects,
     gap: Float[np.ndarray, " category"],
-    category: Int[np.ndarray, " prompt"],
+    prompts: RefusedPrompts,
     weights: Resampling,
 ) -> SiteTransfer:
     """Return transfer and necessity at a site under each draw's weights.
@@ -139,22 +168,24 @@ def site_transfer(
     Args:
         effects: Measured effects; `prompt` axis as `category`.
         gap: m refused - m complied of each category, logits.
-        category: Index of each refused prompt's category.
-        weights: Bootstrap draws, or `plain_weights`. Prompts of weight 0 throughout a category give nan.
+        prompts: The refused prompts; each category has some in both folds.
+        weights: Bootstrap draws, or `plain_weights`.
     """
     n = effects.effect.shape[1]
-    member = (category[:, None] == np.arange(n)[None, :]).astype(float)
-    total = weights.prompts @ member
-    # mean over the draw's prompts of each category, for each seed, then over the draw's seeds.
-    weighted = weights.prompts[:, :, None] * member[None] / np.where(total > 0, total, np.nan)[:, None, :]
-    effect = np.einsum("sap,dpb,ds->dab", effects.effect, weighted, weights.seeds, optimize=True)
-    random = np.einsum("sp,dpb,ds->db", effects.random, weighted, weights.seeds, optimize=True)
-    above = effect - random[:, None, :]
+    effect, random = np.zeros((2, len(weights.prompts), n, n))
+    for fold in (0, 1):
+        # mean over the draw's prompts of each category, for each seed, then over the draw's seeds.
+        drawn = weights.prompts[:, :, None] * prompts.members(fold)[None]
+        mean = drawn / drawn.sum(1, keepdims=True)
+        share = weights.circuits[:, fold, :, None]
+        effect += share * np.einsum("sap,dpb,ds->dab", effects.effect, mean, weights.seeds, optimize=True)
+        random += share * np.einsum("sp,dpb,ds->db", effects.random, mean, weights.seeds, optimize=True)[:, None, :]
+    above = effect - random
     own = np.einsum("daa->da", above)
     with np.errstate(divide="ignore", invalid="ignore"):
         transfer = np.where(own[:, None, :] > 0, above / own[:, None, :], np.nan)
     cross = (above.sum(1) - own) / max(n - 1, 1)
-    return SiteTransfer(effects.site, transfer, own / gap, cross / gap, random / gap)
+    return SiteTransfer(effects.site, transfer, own / gap, cross / gap, np.einsum("daa->da", random) / gap)
 
 
 @dataclass(frozen=True)

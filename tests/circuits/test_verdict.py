@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from circuits import verdict
-from circuits.verdict import SiteEffects, Verdict, plain_weights, resample, site_transfer
+from circuits.verdict import RefusedPrompts, SiteEffects, Verdict, plain_weights, resample, site_transfer
 from refusal.sites import Site
 
 SITE = Site.parse("residuals_1")
 CATEGORY = np.array([0, 0, 1, 1])
+PROMPTS = RefusedPrompts(CATEGORY, np.array([0, 1, 0, 1]))
 # effects on prompts a1 a2 b1 b2 of removing circuit A, circuit B; random sets do 1 everywhere
 EFFECT = np.array([[[5.0, 7.0, 2.0, 4.0], [1.0, 2.0, 9.0, 9.0]]])
 RANDOM = np.ones((1, 4))
@@ -21,7 +24,7 @@ GAP = np.array([10.0, 10.0])
 
 def measured(weights=None):
     return site_transfer(
-        SiteEffects(SITE, EFFECT, RANDOM, INDUCED), GAP, CATEGORY, weights or plain_weights(CATEGORY, n_seeds=1)
+        SiteEffects(SITE, EFFECT, RANDOM, INDUCED), GAP, PROMPTS, weights or plain_weights(PROMPTS, n_seeds=1)
     )
 
 
@@ -42,37 +45,61 @@ def test_mean_transfer_when_a_category_is_not_usable_leaves_its_column_out():
 def test_site_transfer_when_own_effect_is_no_larger_than_random_is_not_measured():
     effect = EFFECT.copy()
     effect[0, 0, :2] = 0.5
-    result = site_transfer(SiteEffects(SITE, effect, RANDOM, INDUCED), GAP, CATEGORY, plain_weights(CATEGORY, 1))
+    result = site_transfer(SiteEffects(SITE, effect, RANDOM, INDUCED), GAP, PROMPTS, plain_weights(PROMPTS, 1))
     assert np.isnan(result.transfer[0][:, 0]).all()
     assert result.transfer[0][0, 1] == pytest.approx(0.25)
 
 
-def test_resample_draws_within_categories_and_means_agree():
-    weights = resample(CATEGORY, n_seeds=3, n_draws=500, generator=np.random.default_rng(0))
-    assert (weights.prompts[:, :2].sum(1) == 2).all()
-    assert (weights.prompts[:, 2:].sum(1) == 2).all()
-    assert weights.seeds.sum(1) == pytest.approx(np.ones(500))
-    one_seed = verdict.Resampling(weights.prompts, np.ones((500, 1)))
-    draws = measured(one_seed)
-    assert draws.necessity.mean(0) == pytest.approx([0.5, 0.8], abs=0.02)
-    assert draws.necessity[:, 0].std() > 0.03
+def test_site_transfer_on_one_fold_by_hand():
+    result = measured(plain_weights(PROMPTS, 1, fold=0))
+    # prompts a1 and b1. own: A 5 - 1 = 4, B 9 - 1 = 8; A on B: 2 - 1 = 1, B on A: 1 - 1 = 0
+    assert result.transfer[0] == pytest.approx(np.array([[1.0, 1 / 8], [0.0, 1.0]]))
+    assert result.necessity[0] == pytest.approx([0.4, 0.8])
 
 
-def test_bootstrap_interval_of_transfer_covers_the_truth_as_often_as_it_says():
-    truth, hits, trials = 0.5, 0, 200
+def test_site_transfer_when_circuits_of_both_folds_stand_for_different_categories():
+    plain = plain_weights(PROMPTS, 1)
+    result = measured(replace(plain, circuits=np.array([[[1.0, 0.0], [0.0, 1.0]]])))
+    # A by the circuit measured on a1 and b1, B by that on a2 and b2; own: A 4, B 8; A on B: 1, B on A: 2 - 1 = 1
+    assert result.transfer[0] == pytest.approx(np.array([[1.0, 1 / 8], [1 / 4, 1.0]]))
+
+
+def test_resample_draws_within_categories_and_folds_and_means_agree():
     category = np.repeat([0, 1], 20)
+    prompts = RefusedPrompts(category, np.tile([0, 1], 20))
+    weights = resample(prompts, n_seeds=3, n_draws=500, generator=np.random.default_rng(0))
+    for index in (0, 1):
+        for fold in (0, 1):
+            assert (weights.prompts[:, (category == index) & (prompts.fold == fold)].sum(1) == 10).all()
+    assert weights.seeds.sum(1) == pytest.approx(np.ones(500))
+    assert (weights.circuits.sum(1) == 1).all()
+    assert weights.circuits.mean((0, 2)) == pytest.approx([0.5, 0.5], abs=0.05)
+    effect = np.random.default_rng(1).normal(5, 1, size=(1, 2, 40))
+    effects = SiteEffects(SITE, effect, np.zeros((1, 40)), INDUCED)
+    one_seed = replace(weights, seeds=np.ones((500, 1)))
+    draws = site_transfer(effects, GAP, prompts, one_seed).necessity
+    assert draws.mean(0) == pytest.approx(
+        site_transfer(effects, GAP, prompts, plain_weights(prompts, 1)).necessity[0], abs=0.01
+    )
+    assert draws[:, 0].std() > 0.01
+
+
+@pytest.mark.parametrize("circuits_vary", [0.0, 1.0], ids=["circuits-found-alike", "circuits-differ-by-fold"])
+def test_interval_of_transfer_covers_the_truth_as_often_as_it_says(circuits_vary):
+    truth, hits, trials, n = 0.5, 0, 200, 8
+    prompts = RefusedPrompts(np.repeat(np.arange(n), 20), np.tile([0, 1], 10 * n))
+    is_own = prompts.category[None, :] == np.arange(n)[:, None]
     for trial in range(trials):
         generator = np.random.default_rng(trial)
-        own = 6 + generator.normal(size=40)
-        other = truth * 6 + generator.normal(size=40)
-        effect = np.where(category[None, :] == np.arange(2)[:, None], own, other)[None]
-        weights = resample(category, 1, 400, generator)
-        draws = site_transfer(
-            SiteEffects(SITE, effect, np.zeros((1, 40)), np.zeros((2, 1))), np.ones(2), category, weights
-        )
-        low, high = np.quantile(draws.mean_transfer(np.ones(2, bool)), [0.025, 0.975])
+        # a circuit found on other prompts is another circuit: it moves all its effects on other categories
+        found = circuits_vary * generator.normal(size=(2, n))[prompts.fold, :].T
+        noise = generator.normal(size=is_own.shape)
+        effect = np.where(is_own, 6.0, truth * 6 + found) + noise
+        effects = SiteEffects(SITE, effect[None], np.zeros((1, len(prompts.fold))), np.zeros((n, 1)))
+        draws = site_transfer(effects, np.ones(n), prompts, resample(prompts, 1, 300, generator))
+        low, high = np.quantile(draws.mean_transfer(np.ones(n, bool)), [0.025, 0.975])
         hits += low <= truth <= high
-    assert 0.88 <= hits / trials <= 0.99
+    assert 0.89 <= hits / trials <= 0.995
 
 
 @pytest.mark.parametrize(
