@@ -124,6 +124,11 @@ class SaeConfig(Section):
     max_samples: Annotated[Int, Field(ge=2)] | None = Field(
         default=None, description="Activations to train on; null: all."
     )
+    matmul_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Precision of matrix products in training; on a CPU bfloat16 only chooses the latents of topk, "
+        "whose values stay exact.",
+    )
 
     @field_validator("seeds")
     @classmethod

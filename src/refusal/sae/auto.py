@@ -127,5 +127,13 @@ def resolve(config: SaeConfig, n_rows: int, d_model: int) -> Resolved:
         batch_size = n_rows
     steps = settle("steps", config.steps, auto_steps(n_rows, batch_size))
     lr = settle("lr", config.lr, auto_lr(d_sae, d_model))
-    recipe = Recipe(d_sae=d_sae, k=k, steps=steps, batch_size=batch_size, lr=lr, architecture=config.architecture)
+    recipe = Recipe(
+        d_sae=d_sae,
+        k=k,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        architecture=config.architecture,
+        matmul_dtype=config.matmul_dtype,
+    )
     return Resolved(recipe, reasons)

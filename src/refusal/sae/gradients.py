@@ -10,7 +10,7 @@ Loss of one SAE, with e = x - x_hat, over a batch of B rows of d = d_model:
 e_hat is the reconstruction of the error by the d/2 largest pre-activations of *dead* latents (AuxK). Two forms give the
 same gradients: `dense_gradients` by autograd, the definition; `sparse_gradients` touches only active latents:
 
-1. pre-activations by one matrix product, the only dense step;
+1. pre-activations by one matrix product, the only dense step; it may be in bfloat16, which then only chooses latents;
 2. the k largest of each row (`top_k`);
 3. decode as a weighted sum of k rows (`embedding_bag`);
 4. the same structure backwards: gradients of values, of decoder rows and of encoder rows are sums over active latents;
@@ -31,8 +31,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-SORT_BELOW = 512
-"""Rows up to this long are sorted whole rather than partitioned: vectorised sorting is faster there."""
+from refusal.sae.selection import top_k
+
 SPARSE_BELOW = 0.25
 """Share k / d_sae up to which touching only active latents beats matrix products on a CPU."""
 
@@ -70,43 +70,43 @@ class Step(NamedTuple):
     """Rows of the batch in which each latent is active."""
 
 
-def top_k(pre: Float[Tensor, "*row d_sae"], k: int) -> Int[Tensor, "*row k"]:
-    """Return the latents of the k largest pre-activations of each row, in no particular order.
-
-    On a CPU the k-th largest value is found by numpy's vectorised sort or partition, which is about four times as fast
-    as `torch.topk` for rows of some hundred; ties at that value fall back to `torch.topk`.
-    """
-    d_sae = pre.shape[-1]
-    if pre.device.type != "cpu" or pre.dtype != torch.float32 or k == d_sae:
-        return torch.topk(pre, k, dim=-1, sorted=False).indices
-    values = pre.detach().contiguous().numpy().reshape(-1, d_sae)
-    ranked = np.sort(values, axis=-1) if d_sae <= SORT_BELOW else np.partition(values, d_sae - k, axis=-1)
-    chosen = np.flatnonzero(values >= ranked[:, d_sae - k, None])
-    if chosen.size != len(values) * k:
-        return torch.topk(pre, k, dim=-1, sorted=False).indices
-    chosen = chosen.reshape(-1, k) - np.arange(len(values))[:, None] * d_sae
-    return torch.from_numpy(chosen).reshape(*pre.shape[:-1], k)
-
-
-def gradients(weights: Weights, acts: Float[Tensor, "sae batch d_model"], k: int, aux: AuxK | None) -> Step:
-    """Return the gradients by whichever form is faster here."""
+def gradients(
+    weights: Weights,
+    acts: Float[Tensor, "sae batch d_model"],
+    k: int,
+    aux: AuxK | None,
+    in_bf16: bool = False,
+) -> Step:
+    """Return the gradients by whichever form is faster here; `in_bf16` has matrix products in bfloat16."""
     is_sparse = acts.device.type == "cpu" and k <= SPARSE_BELOW * weights.b_enc.shape[1]
-    return (sparse_gradients if is_sparse else dense_gradients)(weights, acts, k, aux)
+    return (sparse_gradients if is_sparse else dense_gradients)(weights, acts, k, aux, in_bf16)
 
 
-def dense_gradients(weights: Weights, acts: Float[Tensor, "sae batch d_model"], k: int, aux: AuxK | None) -> Step:
+def products_in_bf16(device: torch.device, enabled: bool) -> torch.autocast:
+    """Return a context in which matrix products run in bfloat16; weights, sums and errors stay in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def dense_gradients(
+    weights: Weights,
+    acts: Float[Tensor, "sae batch d_model"],
+    k: int,
+    aux: AuxK | None,
+    in_bf16: bool = False,
+) -> Step:
     """Return the gradients by autograd through dense latents; this is the definition of the loss."""
     n_rows, d_model = acts.shape[1:]
     w = Weights(*(tensor.detach().requires_grad_() for tensor in weights))
     centred = acts - w.b_dec[:, None]
-    pre = torch.baddbmm(w.b_enc[:, None], centred, w.enc.mT)
-    indices = top_k(pre, k)
-    latents = torch.zeros_like(pre).scatter(-1, indices, pre.gather(-1, indices).relu())
-    error = acts - torch.baddbmm(w.b_dec[:, None], latents, w.dec)
-    loss = error.square().sum((1, 2)) / (n_rows * d_model)
-    total = loss.sum()
-    if aux is not None and bool(aux.dead.any()):
-        total = total + aux.coefficient * aux_loss(w, pre, error.detach(), aux.dead).sum()
+    with products_in_bf16(acts.device, in_bf16):
+        pre = torch.baddbmm(w.b_enc[:, None], centred, w.enc.mT)
+        indices = top_k(pre, k)
+        latents = torch.zeros_like(pre).scatter(-1, indices, pre.gather(-1, indices).relu())
+        error = acts - torch.baddbmm(w.b_dec[:, None], latents, w.dec)
+        loss = error.square().sum((1, 2)) / (n_rows * d_model)
+        total = loss.sum()
+        if aux is not None and bool(aux.dead.any()):
+            total = total + aux.coefficient * aux_loss(w, pre, error.detach(), aux.dead).sum()
     # Contiguous, because the fused Adam reads gradients as if they lay like the weights.
     enc, b_enc, dec, b_dec = (gradient.contiguous() for gradient in torch.autograd.grad(total, w[:4]))
     found = Weights(enc, b_enc, dec, b_dec, torch.zeros_like(weights.threshold))
@@ -127,22 +127,38 @@ def aux_loss(
     return left / error.square().sum((1, 2)).clamp_min(1e-30) * dead.any(1)
 
 
-def sparse_gradients(weights: Weights, acts: Float[Tensor, "sae batch d_model"], k: int, aux: AuxK | None) -> Step:
-    """Return the same gradients, touching only active latents; on a CPU."""
+def sparse_gradients(
+    weights: Weights,
+    acts: Float[Tensor, "sae batch d_model"],
+    k: int,
+    aux: AuxK | None,
+    in_bf16: bool = False,
+) -> Step:
+    """Return the same gradients, touching only active latents; on a CPU.
+
+    With `in_bf16` the dense product is in bfloat16, several times as fast on CPUs that have such units; it only
+    chooses latents, whose values are computed again in float32. Latents nearly as large as the k-th may swap places.
+    """
     n_saes, n_rows, d_model = acts.shape
     d_sae = weights.b_enc.shape[1]
     centred = acts - weights.b_dec[:, None]
-    pre = torch.baddbmm(weights.b_enc[:, None], centred, weights.enc.mT)
+    product = torch.bfloat16 if in_bf16 else acts.dtype
+    pre = torch.baddbmm(weights.b_enc[:, None].to(product), centred.to(product), weights.enc.to(product).mT)
     indices = top_k(pre, k)
-    values = pre.gather(-1, indices).relu_().view(-1, k)
     # Latents of all SAEs in one table: latent j of SAE s is row s * d_sae + j.
     table = (indices + torch.arange(n_saes)[:, None, None] * d_sae).view(-1, k)
     bags = _Bags(table, n_saes * d_sae)
     decoder = weights.dec.reshape(-1, d_model)
+    if in_bf16:
+        values = bags.products(centred.view(-1, d_model), weights.enc.reshape(-1, d_model))
+        values += weights.b_enc.view(-1)[table]
+    else:
+        values = pre.gather(-1, indices).view(-1, k)
+    values.relu_()
     error = acts - weights.b_dec[:, None] - bags.decode(values, decoder).view_as(acts)
     loss = error.square().sum((1, 2)) / (n_rows * d_model)
     upstream = (error * (-2.0 / (n_rows * d_model))).view(-1, d_model)
-    d_values = bags.gradient_of_values(upstream, decoder) * (values > 0)
+    d_values = bags.products(upstream, decoder) * (values > 0)
     d_dec = bags.gradient_of_rows(upstream, values).view_as(weights.dec)
     d_enc = bags.gradient_of_rows(centred.view(-1, d_model), d_values).view_as(weights.enc)
     d_b_enc = torch.zeros(n_saes * d_sae).index_add_(0, table.view(-1), d_values.view(-1)).view_as(weights.b_enc)
@@ -150,7 +166,7 @@ def sparse_gradients(weights: Weights, acts: Float[Tensor, "sae batch d_model"],
     d_b_dec = upstream.view_as(acts).sum(1) - torch.bmm(d_b_enc[:, None], weights.enc)[:, 0]
     found = Weights(d_enc, d_b_enc, d_dec, d_b_dec, torch.zeros_like(weights.threshold))
     if aux is not None and bool(aux.dead.any()):
-        _add_aux(found, weights, _AuxBatch(centred, pre, error), aux)
+        _add_aux(found, weights, _AuxBatch(centred, None if in_bf16 else pre, error), aux)
     fired = torch.zeros(n_saes * d_sae).index_add_(0, table.view(-1), (values > 0).view(-1).float())
     return Step(found, loss, fired.view_as(weights.b_enc))
 
@@ -179,12 +195,13 @@ class _Bags:
         """Return for each row of the batch the sum of its latents' `rows` times their `values`."""
         return embedding_bag(self.table, rows, per_sample_weights=values, mode="sum")
 
-    def gradient_of_values(
-        self, upstream: Float[Tensor, "row d_model"], rows: Float[Tensor, "_ d_model"]
-    ) -> Float[Tensor, "row k"]:
-        """Return the gradient of `decode` with respect to `values`."""
+    def products(self, batch: Float[Tensor, "row d_model"], rows: Float[Tensor, "_ d_model"]) -> Float[Tensor, "row k"]:
+        """Return the product of each row of the batch with `rows` of its latents.
+
+        With the gradient of a decoded batch this is the gradient of `values`.
+        """
         found: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            upstream, rows, self.table.view(-1), self._starts, self._row_of, 0, -1
+            batch, rows, self.table.view(-1), self._starts, self._row_of, 0, -1
         )
         return found.view_as(self.table)
 
@@ -200,7 +217,8 @@ class _AuxBatch(NamedTuple):
     """What the AuxK term needs of the main pass."""
 
     centred: Float[Tensor, "sae batch d_model"]
-    pre: Float[Tensor, "sae batch d_sae"]
+    pre: Float[Tensor, "sae batch d_sae"] | None
+    """None where it is not exact enough."""
     error: Float[Tensor, "sae batch d_model"]
 
 
@@ -212,7 +230,11 @@ def _add_aux(found: Weights, weights: Weights, batch: _AuxBatch, aux: AuxK) -> N
     is_dead = aux.dead.gather(1, columns)
     flat = (columns + torch.arange(n_saes)[:, None] * d_sae).view(-1)
     decoder = weights.dec.reshape(-1, d_model)[flat].view(n_saes, -1, d_model)
-    candidates = batch.pre.gather(2, columns[:, None].expand(-1, batch.pre.shape[1], -1))
+    encoder = weights.enc.reshape(-1, d_model)[flat].view(n_saes, -1, d_model)
+    if batch.pre is None:
+        candidates = torch.baddbmm(weights.b_enc.view(-1)[flat].view(n_saes, 1, -1), batch.centred, encoder.mT)
+    else:
+        candidates = batch.pre.gather(2, columns[:, None].expand(-1, batch.pre.shape[1], -1))
     candidates = candidates.masked_fill(~is_dead[:, None], -torch.inf)
     latents = candidates.relu()
     if latents.shape[2] > d_model // 2:
@@ -226,5 +248,4 @@ def _add_aux(found: Weights, weights: Weights, batch: _AuxBatch, aux: AuxK) -> N
     found.dec.view(-1, d_model).index_add_(0, flat, torch.bmm(latents.mT, upstream).view(-1, d_model))
     found.enc.view(-1, d_model).index_add_(0, flat, torch.bmm(d_latents.mT, batch.centred).view(-1, d_model))
     found.b_enc.view(-1).index_add_(0, flat, d_b_enc.view(-1))
-    encoder = weights.enc.reshape(-1, d_model)[flat].view(n_saes, -1, d_model)
     found.b_dec.sub_(torch.bmm(d_b_enc[:, None], encoder)[:, 0])

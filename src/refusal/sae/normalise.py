@@ -30,13 +30,16 @@ RESIDENT_BYTES = 2**29
 class NormalisedRows:
     """The rows of a stack of SAEs in normalised space. Sources that are the same object are read and kept once."""
 
-    def __init__(self, sources: Sequence[RowSource], names: Sequence[str], split: RowSplit) -> None:
+    def __init__(
+        self, sources: Sequence[RowSource], names: Sequence[str], split: RowSplit, device: torch.device
+    ) -> None:
         """Look at all rows.
 
         Args:
             sources: The rows of each SAE; equal in number and width.
             names: What to call each source in messages.
             split: Whose training rows decide mean and scale.
+            device: Where normalised rows are wanted.
 
         Raises:
             InputError: Rows are not finite, or all the same.
@@ -53,7 +56,8 @@ class NormalisedRows:
         fits = len(self._unique) * n_rows * d_model * 4 <= RESIDENT_BYTES
         everything = torch.arange(n_rows)
         parts = [self._read(index, everything) for index in range(len(self._unique))] if fits else []
-        self._resident = torch.cat(parts) if parts else None
+        self._resident = torch.cat(parts).to(device) if parts else None
+        self._device = device
 
     def mean(self, sae: int) -> Float[Tensor, " d_model"]:
         """Return mu of an SAE's rows."""
@@ -67,8 +71,9 @@ class NormalisedRows:
         """Return for each SAE of `saes` its own rows, normalised."""
         sources = self._source_of[list(saes)]
         if self._resident is None:
-            return torch.stack([self._read(int(source), row) for source, row in zip(sources, rows, strict=True)])
-        return self._resident[rows + sources[:, None] * self._n_rows]
+            parts = [self._read(int(source), row) for source, row in zip(sources, rows, strict=True)]
+            return torch.stack(parts).to(self._device)
+        return self._resident[(rows + sources[:, None] * self._n_rows).to(self._device)]
 
     def _read(self, source: int, rows: Int[Tensor, " row"]) -> Float[Tensor, "row d_model"]:
         return (self._unique[source].take(rows) - self._means[source]) * self._scales[source]

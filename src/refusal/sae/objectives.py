@@ -20,16 +20,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal.sae.base import SparseAutoencoder
-from refusal.sae.gradients import AuxK, Step, Weights, aux_loss, gradients, top_k
+from refusal.sae.gradients import AuxK, Step, Weights, aux_loss, gradients, products_in_bf16
+from refusal.sae.selection import kth_largest, top_k
 from refusal.sae.thresholded import JumpReluSae, ReluSae
 from refusal.sae.topk import TopKSae
 
+CPU = torch.device("cpu")
 THRESHOLD_MEMORY = 0.99
 """Share of the running threshold that a step keeps; corrected for its start at 0, so that short trainings are right."""
 PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -49,9 +50,12 @@ THRESHOLD_START = 0.05
 class Objective(ABC):
     """One kind of SAE for a stack of `n_saes`; `k` is the number of active latents per row that it aims at."""
 
-    def __init__(self, k: int, n_saes: int) -> None:
+    def __init__(self, k: int, n_saes: int, device: torch.device = CPU, in_bf16: bool = False) -> None:
         self.k = k
-        self.learned = self.initial(n_saes)
+        self.device = device
+        self.in_bf16 = in_bf16
+        """Whether matrix products of training are in bfloat16."""
+        self.learned = {name: value.to(device) for name, value in self.initial(n_saes).items()}
         """What is learned without gradients, by SAE of the stack."""
 
     def initial(self, n_saes: int) -> dict[str, Tensor]:
@@ -97,7 +101,7 @@ class TopK(Objective):
 
     def step(self, weights: Weights, acts: Float[Tensor, "sae batch d_model"], aux: AuxK | None) -> Step:
         """Return the gradients of a batch."""
-        return gradients(weights, acts, self.k, aux)
+        return gradients(weights, acts, self.k, aux, self.in_bf16)
 
     def latents(self, weights: Weights, acts: Float[Tensor, "sae row d_model"]) -> Float[Tensor, "sae row d_sae"]:
         """Return the k largest of each row, if positive."""
@@ -122,7 +126,8 @@ class _Autograd(Objective):
     def step(self, weights: Weights, acts: Float[Tensor, "sae batch d_model"], aux: AuxK | None) -> Step:
         """Return the gradients of a batch by autograd."""
         w = Weights(*(tensor.detach().requires_grad_() for tensor in weights))
-        loss, error, latents = self.loss(w, acts, aux)
+        with products_in_bf16(self.device, self.in_bf16):
+            loss, error, latents = self.loss(w, acts, aux)
         found = torch.autograd.grad(loss.sum(), w, allow_unused=True)
         # Contiguous, because the fused Adam reads gradients as if they lay like the weights.
         filled = (
@@ -159,9 +164,7 @@ class BatchTopK(_Autograd):
 
     def chosen(self, pre: Float[Tensor, "sae batch d_sae"]) -> Float[Tensor, "sae batch d_sae"]:
         """Return the batch's latents and take note of the smallest."""
-        flat = pre.detach().reshape(len(pre), -1)
-        rank = flat.shape[1] - self.k * pre.shape[1]
-        limit = torch.from_numpy(np.partition(flat.numpy(), rank, axis=1)[:, rank].copy()).clamp_min(0)
+        limit = kth_largest(pre.reshape(len(pre), -1), self.k * pre.shape[1])
         for name, value in (("sum", limit), ("weight", torch.ones_like(limit))):
             self.learned[name] = THRESHOLD_MEMORY * self.learned[name] + (1 - THRESHOLD_MEMORY) * value
         return pre.relu() * (pre >= limit[:, None, None])

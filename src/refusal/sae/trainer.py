@@ -30,7 +30,7 @@ from refusal.sae.base import SparseAutoencoder
 from refusal.sae.checkpoint import Checkpoint, State, pack, unpack
 from refusal.sae.gradients import AuxK, Weights
 from refusal.sae.normalise import NormalisedRows, fold
-from refusal.sae.objectives import OBJECTIVES, decode
+from refusal.sae.objectives import CPU, OBJECTIVES, decode
 from refusal.sae.rows import RowSource, RowSplit, RowStream, seeded_generator
 
 BETAS = (0.9, 0.999)
@@ -42,6 +42,8 @@ MAX_LATENTS_PER_ROW = 4
 """With more latents than this per training row, every row can have latents of its own."""
 MAX_L0_EXCESS = 1.25
 """Times k that L0 may be for weights to count as the best; kinds that are steered to k begin far above it."""
+PLACED = ("weights", "objective", "idle", "adam")
+"""Parts of a checkpoint that live on the device."""
 MIN_GAIN = 1e-3
 """Held-out FVU must fall by this share of itself to count as better."""
 
@@ -74,6 +76,8 @@ class Recipe:
     """A key of `objectives.OBJECTIVES`."""
     patience: int = 12
     """Evaluations without a better held-out FVU after which an SAE is done."""
+    matmul_dtype: str = "float32"
+    """Precision of the matrix products of a step, float32 or bfloat16; weights and evaluations are in float32."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ def train_stack(
     recipe: Recipe,
     on_steps: Callable[[int], None] = lambda n: None,
     checkpoint: Checkpoint | None = None,
+    device: torch.device = CPU,
 ) -> list[Trained]:
     """Return SAEs of one shape, trained as one job, in the order of `tasks`.
 
@@ -146,13 +151,14 @@ def train_stack(
         recipe: How to train.
         on_steps: Called with the number of steps done since the last call, for a progress bar.
         checkpoint: Where to note how far training is; one that is there is gone on from, to the same result.
+        device: Where to train.
 
     Raises:
         ArtefactError: The checkpoint is damaged.
         InputError: The recipe does not fit the data, rows are not finite or all the same, or the loss diverges.
     """
     check_recipe(recipe, len(split.train))
-    run = _StackRun(tasks, split, recipe)
+    run = _StackRun(tasks, split, recipe, device)
     saved = None if checkpoint is None else checkpoint.load()
     if saved is not None:
         on_steps(run.restore(saved))
@@ -193,19 +199,21 @@ class _Progress:
 class _StackRun:
     """One training of a stack: holds what changes from step to step."""
 
-    def __init__(self, tasks: Sequence[Task], split: RowSplit, recipe: Recipe) -> None:
+    def __init__(self, tasks: Sequence[Task], split: RowSplit, recipe: Recipe, device: torch.device) -> None:
         self._tasks = tasks
         self._recipe = recipe
-        self._data = NormalisedRows([task.rows for task in tasks], [task.name for task in tasks], split)
+        self._device = device
+        self._data = NormalisedRows([task.rows for task in tasks], [task.name for task in tasks], split, device)
         self._streams = [
             RowStream(split, recipe.batch_size, seeded_generator(task.seed, task.name, "order")) for task in tasks
         ]
         self.active = list(range(len(tasks)))
         """Which tasks are still training."""
-        self._objective = OBJECTIVES[recipe.architecture](recipe.k, len(tasks))
+        in_bf16 = recipe.matmul_dtype == "bfloat16"
+        self._objective = OBJECTIVES[recipe.architecture](recipe.k, len(tasks), device, in_bf16)
         starts = [self._objective.start(initial_weights(task, recipe.d_sae)) for task in tasks]
         self._progress = [_Progress([], start) for start in starts]
-        self._weights = Weights(*(torch.cat(parts) for parts in zip(*starts, strict=True)))
+        self._weights = Weights(*(torch.cat(parts).to(device) for parts in zip(*starts, strict=True)))
         self._optimiser = torch.optim.Adam(self._weights, lr=recipe.lr, betas=BETAS, fused=True)
         self._idle = torch.zeros_like(self._weights.b_enc)
         self._dead_steps = max(1.0, recipe.dead_epochs * len(split.train) / recipe.batch_size)
@@ -266,7 +274,7 @@ class _StackRun:
             pass  # not yet as sparse as asked for: a lower FVU says nothing
         elif fvu < progress.best_fvu * (1 - MIN_GAIN):
             complete = self._objective.complete(self._weights)
-            weights = Weights(*(tensor[place : place + 1].clone() for tensor in complete))
+            weights = Weights(*(tensor[place : place + 1].cpu().clone() for tensor in complete))
             progress.best_weights, progress.best_fvu = weights, fvu
             progress.best_step, progress.since_best = point.step, 0
         else:
@@ -282,7 +290,7 @@ class _StackRun:
         """Let all SAEs but those at `places` of the stack leave."""
         if len(places) == len(self.active):
             return
-        old, chosen = self._optimiser, torch.tensor(places, dtype=torch.long)
+        old, chosen = self._optimiser, torch.tensor(places, dtype=torch.long, device=self._device)
         weights = Weights(*(tensor[chosen] for tensor in self._weights))
         self._optimiser = torch.optim.Adam(weights, lr=self._recipe.lr, betas=BETAS, fused=True)
         for before, after in zip(self._weights, weights, strict=True):
@@ -317,13 +325,14 @@ class _StackRun:
     def restore(self, state: State) -> int:
         """Go on where `state` was taken; return the number of steps done by then."""
         tensors, values = state.tensors, state.values
+        placed = {name: tensor.to(self._device) for name, tensor in tensors.items() if name.split("/")[0] in PLACED}
         self._step, self.active = int(values["step"]), list(values["active"])
-        self._weights = Weights(**unpack("weights", tensors))
-        self._idle = tensors["idle"]
-        self._objective.learned = unpack("objective", tensors)
+        self._weights = Weights(**unpack("weights", placed))
+        self._idle = placed["idle"]
+        self._objective.learned = unpack("objective", placed)
         self._optimiser = torch.optim.Adam(self._weights, lr=self._recipe.lr, betas=BETAS, fused=True)
         for name, weight in self._weights._asdict().items():
-            self._optimiser.state[weight] = unpack(f"adam/{name}", tensors)
+            self._optimiser.state[weight] = unpack(f"adam/{name}", placed)
         for index, (stream, course) in enumerate(zip(self._streams, values["courses"], strict=True)):
             stream.restore(unpack(f"stream/{index}", tensors))
             history = [Evaluation(*point) for point in course.pop("history")]
@@ -338,9 +347,9 @@ class _StackRun:
         for part in torch.split(acts, 1024, dim=1):
             latents = self._objective.latents(self._weights, part)
             error = part - decode(self._weights, latents)
-            unexplained += error.square().sum((1, 2), dtype=torch.float64)
-            n_active += (latents > 0).sum((1, 2))
-        spread = (acts.double() - acts.double().mean(1, keepdim=True)).square().sum((1, 2))
+            unexplained += error.square().sum((1, 2), dtype=torch.float64).cpu()
+            n_active += (latents > 0).sum((1, 2)).cpu()
+        spread = (acts.double() - acts.double().mean(1, keepdim=True)).square().sum((1, 2)).cpu()
         return unexplained / spread, n_active / max(1, len(rows))
 
     def result(self, index: int) -> Trained:

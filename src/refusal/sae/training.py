@@ -30,6 +30,7 @@ from tqdm import tqdm
 from refusal.artefacts import ResultPaths, sha256_file
 from refusal.config import Config
 from refusal.errors import InputError
+from refusal.loading import resolve_device
 from refusal.sae.auto import Resolved, resolve
 from refusal.sae.base import Provenance, SparseAutoencoder
 from refusal.sae.checkpoint import Checkpoint
@@ -177,6 +178,7 @@ class _Training:
     def __init__(self, stage: _Stage) -> None:
         self.stage = stage
         self.resolved: Resolved = resolve(stage.config.sae, len(stage.split.train), stage.store.d_model)
+        self.device = training_device(stage.config.device)
 
     def run(self) -> None:
         """Train what is not up to date, then note how well the seeds agree."""
@@ -201,7 +203,7 @@ class _Training:
         together = hashlib.sha256("".join(prints[job] for job in stack).encode()).hexdigest()
         checkpoint = Checkpoint(self.stage.folder, together)
         with _torch_threads(1) if self._is_tiny(stack) else nullcontext():
-            results = train_stack(tasks, self.stage.split, self.resolved.recipe, bar.update, checkpoint)
+            results = train_stack(tasks, self.stage.split, self.resolved.recipe, bar.update, checkpoint, self.device)
         bar.update(self.resolved.recipe.steps - max(trained.history[-1].step for trained in results))
         for job, trained in zip(stack, results, strict=True):
             self._write(job, trained, by_site[job.site], prints[job])
@@ -268,6 +270,12 @@ class _Training:
             metrics = SaeMetrics.load(path)
             if metrics.seed_stability != pairs:
                 metrics.model_copy(update={"seed_stability": pairs}).save(path)
+
+
+def training_device(configured: str) -> torch.device:
+    """Return where SAEs train: on CUDA where models run on CUDA, else on the CPU (MPS lacks float64)."""
+    device = resolve_device(configured)
+    return device if device.type == "cuda" else torch.device("cpu")
 
 
 @contextmanager

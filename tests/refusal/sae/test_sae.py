@@ -1,4 +1,4 @@
-"""SAEs: gradients by two ways, a known dictionary, seeds, stacks, and the format in both directions."""
+"""SAEs: a known dictionary, seeds, stacks, and the format in both directions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from known_features import D_MODEL, N_ROWS, known_dictionary, make_rows
 
 from refusal import sae as saes
 from refusal.errors import ArtefactError, InputError
-from refusal.sae.gradients import Weights, dense_gradients, sparse_gradients
+from refusal.sae.gradients import Weights
 from refusal.sae.metrics import fvu
 from refusal.sae.objectives import BANDWIDTH, L0_WEIGHT, OBJECTIVES, BatchTopK, JumpRelu, Matryoshka, Relu
 from refusal.sae.rows import TensorRows, split_rows
@@ -24,22 +24,6 @@ def train(
     split = split_rows(ids, ["all"] * len(rows), ["a", "b"] * (len(rows) // 2), 0)
     recipe = Recipe(**{"d_sae": 32, "k": 2, "steps": steps, "batch_size": 64, "lr": 0.01, **fields})
     return train_stack([Task(name, seed, TensorRows(rows)) for name, seed in names_and_seeds], split, recipe)
-
-
-def test_sparse_gradients_equal_those_of_autograd():
-    generator = torch.Generator().manual_seed(0)
-    n, d_sae = 3, 40
-    shapes = {"enc": (n, d_sae, D_MODEL), "b_enc": (n, d_sae), "dec": (n, d_sae, D_MODEL), "b_dec": (n, D_MODEL)}
-    shapes["threshold"] = (n, d_sae)
-    weights = Weights(**{name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()})
-    acts = torch.randn(n, 50, D_MODEL, generator=generator)
-    dense, sparse = (way(weights, acts, 4, None) for way in (dense_gradients, sparse_gradients))
-    for one, two in zip(dense.gradients[:4], sparse.gradients[:4], strict=True):
-        assert float((one - two).norm() / one.norm()) < 1e-6
-    assert not dense.gradients.threshold.any()
-    assert not sparse.gradients.threshold.any()
-    torch.testing.assert_close(dense.loss, sparse.loss)
-    assert torch.equal(dense.fired, sparse.fired)
 
 
 def test_training_recovers_a_known_dictionary():
