@@ -12,6 +12,7 @@ from refusal.artefacts import ResultPaths
 from refusal.config import Config, Stage
 from refusal.model_files import decisive_files
 from refusal.models import resolve
+from refusal.processes import WHOLE, Part, Team
 from refusal.prompts import local_files
 from refusal.stages import Pipeline, Unit, result_folder
 
@@ -39,11 +40,13 @@ class RefusalCircuitAnalyzer:
     Args:
         config: What to run.
         forced: Stages to redo even when they are up to date.
+        part: Which of several processes this is.
     """
 
-    def __init__(self, config: Config, forced: Iterable[Stage] = ()) -> None:
+    def __init__(self, config: Config, forced: Iterable[Stage] = (), part: Part = WHOLE) -> None:
         self.config = config
         self.forced = frozenset(forced)
+        self.team = Team(part, {Stage.SAES: self._train_part})
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -65,15 +68,29 @@ class RefusalCircuitAnalyzer:
             InputError: The configuration names something that does not exist or does not fit.
             ArtefactError: A stage needs another that is not there.
         """
-        with result_folder(self.config.result_dir) as paths:
-            self.pipeline(paths).run(self.stages)
-            track(self.config, paths)
+        try:
+            with result_folder(self.config.result_dir) as paths:
+                self.pipeline(paths).run(self.stages)
+                track(self.config, paths)
+        finally:
+            self.team.dismiss()
         return paths
+
+    def _train_part(self, model: str, part: Part) -> None:
+        from refusal.sae.training import train_part
+
+        train_part(self.config, model, ResultPaths(self.config.result_dir), part)
+
+    def _train_saes(self, config: Config, model: str, paths: ResultPaths) -> None:
+        from refusal.sae.training import finish
+
+        self.team.share(Stage.SAES, model)
+        finish(config, model, paths)
 
     def _units(self, model: str, paths: ResultPaths) -> list[Unit]:
         inference = self._inference(model, paths)
         saes = self._unit(
-            Stage.SAES, model, SAE_KEYS, (inference,), _train_saes, partial(_sae_files, paths, model), paths
+            Stage.SAES, model, SAE_KEYS, (inference,), self._train_saes, partial(_sae_files, paths, model), paths
         )
         circuits = self._unit(
             Stage.CIRCUITS,
@@ -135,12 +152,6 @@ def _infer(config: Config, model: str, paths: ResultPaths) -> None:
     from refusal.inference import run_inference
 
     run_inference(config, model, paths)
-
-
-def _train_saes(config: Config, model: str, paths: ResultPaths) -> None:
-    from refusal.sae.training import train_model_saes
-
-    train_model_saes(config, model, paths)
 
 
 def _discover(config: Config, model: str, paths: ResultPaths) -> None:

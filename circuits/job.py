@@ -58,15 +58,20 @@ def _inference_job(arguments: argparse.Namespace) -> str:
 def _run(config: Config, forced: set[Stage], *, dry_run: bool) -> str:
     from circuits.analyzer import RefusalCircuitAnalyzer
     from circuits.plan import check_before_loading, describe_plan, model_size
+    from refusal.processes import connected, this_part
 
-    analyzer = RefusalCircuitAnalyzer(config, forced)
+    part = this_part()
+    analyzer = RefusalCircuitAnalyzer(config, forced, part)
     if dry_run:
-        return describe_plan(config, analyzer)
+        return describe_plan(config, analyzer) if part.is_leader else ""
     check_before_loading(config)
     sizes = [model_size(name) for name in config.models]
     use_one_thread_for_small_models(max(size.weight_bytes if size is not None else SMALL_MODEL + 1 for size in sizes))
-    paths = analyzer.run()
-    return _last_line(config, paths.root)
+    with connected(part):
+        if part.is_leader:
+            return _last_line(config, analyzer.run().root)
+        analyzer.team.serve()
+    return ""
 
 
 def _last_line(config: Config, root: Path) -> str:

@@ -93,7 +93,7 @@ _USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.E
 
 
 def run_command(command: Callable[[], str], *, verbose: bool) -> int:
-    """Run a command, which returns its last line, and return the exit status.
+    """Run a command, which returns its last line (empty: none), and return the exit status.
 
     SIGTERM, which a scheduler sends at the walltime, stops a run like Ctrl-C. What is neither the user's to mend nor an
     interruption is our mistake: it keeps its traceback, and Python ends with status 1.
@@ -101,7 +101,8 @@ def run_command(command: Callable[[], str], *, verbose: bool) -> int:
     set_up_logging(verbose)
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
-        sys.stdout.write(command() + "\n")
+        last_line = command()
+        sys.stdout.write(last_line + "\n" if last_line else "")
     except RefusalError as error:
         log.debug("where it was found", exc_info=True)
         sys.stderr.write(f"error: {error}\n")
@@ -136,14 +137,15 @@ class _Console(logging.StreamHandler[TextIO]):
 
 
 def set_up_logging(verbose: bool) -> None:
-    """Log to stderr as `HH:MM:SS message`; libraries only their warnings."""
+    """Log to stderr as `HH:MM:SS message`; libraries, and all processes but the first, only their warnings."""
     console = _Console()
     console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     root = logging.getLogger()
     root.handlers = [console, *(handler for handler in root.handlers if not isinstance(handler, _Console))]
     root.setLevel(logging.WARNING)
     for name in ("refusal", "circuits"):
-        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
+        level = logging.DEBUG if verbose else logging.INFO
+        logging.getLogger(name).setLevel(level if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

@@ -31,6 +31,7 @@ from refusal.artefacts import ResultPaths, sha256_file
 from refusal.config import Config
 from refusal.errors import InputError
 from refusal.loading import resolve_device
+from refusal.processes import WHOLE, Part
 from refusal.sae.auto import Resolved, resolve
 from refusal.sae.base import Provenance, SparseAutoencoder
 from refusal.sae.checkpoint import Checkpoint
@@ -67,16 +68,32 @@ def train_model_saes(config: Config, model_name: str, paths: ResultPaths) -> Non
     """Make the SAEs of one model: every site with every seed; those that are up to date stay.
 
     Raises:
+        ArtefactError, InputError: As `train_part`.
+    """
+    train_part(config, model_name, paths, WHOLE)
+    finish(config, model_name, paths)
+
+
+def train_part(config: Config, model_name: str, paths: ResultPaths, part: Part) -> None:
+    """Make one process's share of the SAEs of one model; they are the same however many processes there are.
+
+    Raises:
         ArtefactError: Activations or labels are missing or damaged.
         InputError: The settings do not fit the data, activations are not finite or all the same, or pretrained SAEs
             belong to another model.
     """
     stage = _Stage(config, model_name, paths)
     if config.sae.pretrained is None:
-        _Training(stage).run()
+        _Training(stage).run(part)
     else:
-        for job in stage.jobs:
+        for job in stage.jobs[part.rank :: part.size]:
             _adopt(stage, job, locate(config.sae.pretrained, job.site, len(stage.jobs)))
+
+
+def finish(config: Config, model_name: str, paths: ResultPaths) -> None:
+    """Note how well the seeds agree, once all SAEs of a model are there."""
+    if config.sae.pretrained is None:
+        _Training(_Stage(config, model_name, paths)).note_stability()
 
 
 def saved_seeds(config: Config) -> tuple[int, ...]:
@@ -96,8 +113,8 @@ class Job:
 def plan_stacks(jobs: Sequence[Job], recipe: Recipe) -> list[tuple[Job, ...]]:
     """Return the jobs in stacks of nearly equal size that train as one each.
 
-    The plan depends on the shape of the SAEs alone, not on what is done already or on the machine: a stack that is
-    trained again gives the same bytes, and stacks can be shared out among processes.
+    The plan depends on the shape of the SAEs alone, not on what is done already or on the number of processes that
+    share it: a stack that is trained again gives the same bytes, which it would not in other company.
     """
     fitting = max(1, STACK_VALUES // (recipe.batch_size * recipe.d_sae))
     n_stacks = -(-len(jobs) // fitting)
@@ -180,18 +197,17 @@ class _Training:
         self.resolved: Resolved = resolve(stage.config.sae, len(stage.split.train), stage.store.d_model)
         self.device = training_device(stage.config.device)
 
-    def run(self) -> None:
-        """Train what is not up to date, then note how well the seeds agree."""
+    def run(self, part: Part) -> None:
+        """Train what is not up to date of a process's stacks."""
         recipe = self.resolved.recipe
         for name, reason in self.resolved.reasons.items():
             log.info("%s: sae.%s = %s (%s)", self.stage.model_name, name, getattr(recipe, name), reason)
         check_recipe(recipe, len(self.stage.split.train))
-        stacks = plan_stacks(self.stage.jobs, recipe)
-        total = len(stacks) * recipe.steps
-        with tqdm(total=total, desc=f"saes: {self.stage.model_name}", unit="step", disable=None) as bar:
+        stacks = plan_stacks(self.stage.jobs, recipe)[part.rank :: part.size]
+        total, hidden = len(stacks) * recipe.steps, None if part.is_leader else True
+        with tqdm(total=total, desc=f"saes: {self.stage.model_name}", unit="step", disable=hidden) as bar:
             for stack in stacks:
                 self._train_stack(stack, bar)
-        self._note_stability()
 
     def _train_stack(self, stack: tuple[Job, ...], bar: Any) -> None:
         by_site = {site: self.stage.rows(site) for site in dict.fromkeys(job.site for job in stack)}
@@ -249,7 +265,7 @@ class _Training:
         }
         self.stage.save_metrics(job, trained.sae, fingerprint, fields)
 
-    def _note_stability(self) -> None:
+    def note_stability(self) -> None:
         """Write into each site's first file how well every pair of seeds agrees."""
         for site in dict.fromkeys(job.site for job in self.stage.jobs):
             jobs = [job for job in self.stage.jobs if job.site == site]
