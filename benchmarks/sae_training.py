@@ -34,13 +34,13 @@ from torch.nn.functional import normalize
 
 from benchmarks.sae_peers import PEERS, Scaled, installed
 from refusal.sae import gradients, objectives
+from refusal.sae.auto import auto_lr
 from refusal.sae.metrics import quality
 from refusal.sae.rows import RowSplit, TensorRows
 from refusal.sae.topk import TopKSae
 from refusal.sae.trainer import Recipe, Task, train_stack
 
 N_TRAIN, N_HELDOUT = 60_000, 4_000
-LR = 8e-3
 
 
 def make_world(d_model: int, n_features: int, n_active: int) -> dict[str, Tensor]:
@@ -91,12 +91,12 @@ class Result:
 
 
 def measure(trial: Trial, world: dict[str, Tensor]) -> Result:
-    """Train once and measure; a few steps before, so that libraries are loaded and caches warm."""
+    """Train once and measure; a small training goes before, so that libraries are loaded."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(trial.threads)
     prepared = _prepare(trial, world["train"])
     with contextlib.redirect_stderr(io.StringIO()):
-        prepared(replace(trial.recipe, steps=2))
+        _prepare(trial, torch.randn(4096, 8))(replace(trial.recipe, d_sae=64, k=2, steps=2))
         before = _reset_peak()
         cpu, wall = time.process_time(), time.perf_counter()
         sae = prepared(trial.recipe)
@@ -171,7 +171,8 @@ def floor(world: dict[str, Tensor], recipe: Recipe, threads: int, repeats: int) 
 def table(args: argparse.Namespace) -> None:
     """Run all trainings and print a row for each."""
     world = make_world(args.d_model, args.d_sae, args.k)
-    recipe = Recipe(args.d_sae, args.k, args.steps, args.batch_size, LR, n_evaluations=max(1, args.steps // 200))
+    lr = auto_lr(args.d_sae, args.d_model).value
+    recipe = Recipe(args.d_sae, args.k, args.steps, args.batch_size, lr, n_evaluations=max(1, args.steps // 200))
     print(
         f"{N_TRAIN:,} rows, d_model {args.d_model}, d_sae {args.d_sae}, k {args.k}, {args.steps} x {args.batch_size}, "
         f"threads: {args.threads}"
@@ -193,7 +194,7 @@ def table(args: argparse.Namespace) -> None:
             ours = ours or best
             ratios = (seconds / least.seconds(args.threads), seconds / ours.seconds(args.threads))
             print(
-                f"{trainer:24s}{best.lr:11g}{n / seconds:11,.0f}{ratios[0]:11.2f}{ratios[1]:11.2f}"
+                f"{trainer:24s}{best.lr:11.2g}{n / seconds:11,.0f}{ratios[0]:11.2f}{ratios[1]:11.2f}"
                 f"{best.peak_mib:11.0f}{best.fvu:11.3f}{best.l0:11.1f}{best.dead_share:11.3f}{best.recovery:11.3f}",
                 flush=True,
             )

@@ -11,7 +11,7 @@ Derivation: c ((x - mu) - b_dec'/c) W_enc' + b_enc' = c ((x - b_dec) W_enc + b_e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -21,10 +21,14 @@ from refusal.errors import InputError
 from refusal.sae.gradients import Weights
 from refusal.sae.rows import RowSource, RowSplit
 
-CHUNK_ROWS = 8192
+CHUNK_ROWS = 2048
 """Rows read at once where all are looked at."""
-RESIDENT_BYTES = 2**29
-"""Rows of a stack are kept normalised in memory when they take at most this much; else each batch is read again."""
+RESIDENT_BYTES = 2**25
+"""Rows of a stack are kept normalised in memory when they take at most this much; else each batch is normalised."""
+
+
+SMALLEST_SPREAD = 1e-12
+"""Share of the mean square that the spread must exceed."""
 
 
 class NormalisedRows:
@@ -80,18 +84,24 @@ class NormalisedRows:
 
 
 def _mean_and_scale(source: RowSource, split: RowSplit, what: str) -> tuple[Tensor, Tensor]:
-    """Return mu [d_model] and c [] in float32, checking every row on the way."""
+    """Return mu [d_model] and c [] in float32, checking every row on the way.
+
+    Sums are taken of distances from the mean of the first rows, in float64 over chunks, so that nothing cancels.
+    """
     for rows in torch.split(torch.arange(len(source)), CHUNK_ROWS):
         _check_finite(source.take(rows), int(rows[0]), what)
-    total = split.weights.sum()
-    mean = torch.zeros(source.d_model, dtype=torch.float64)
-    for rows, weights in _chunks(split):
-        mean += weights @ source.take(rows).double() / total
-    spread = torch.zeros((), dtype=torch.float64)
-    for rows, weights in _chunks(split):
-        spread += weights @ (source.take(rows).double() - mean).square().sum(1) / total
+    origin, total = source.take(split.train[:CHUNK_ROWS]).mean(0), split.weights.sum()
+    offset = torch.zeros(source.d_model, dtype=torch.float64)
+    square = torch.zeros((), dtype=torch.float64)
+    for rows, weights in zip(split.train.split(CHUNK_ROWS), split.weights.split(CHUNK_ROWS), strict=True):
+        distance = source.take(rows) - origin
+        offset += weights.float() @ distance
+        square += weights @ torch.einsum("rd,rd->r", distance, distance).double()
+    offset /= total
+    spread = square / total - offset.square().sum()
+    mean = origin.double() + offset
     size = float(mean.square().sum() + spread)
-    if float(spread) <= 1e-12 * size or size == 0.0:
+    if float(spread) <= SMALLEST_SPREAD * size or size == 0.0:
         raise InputError(
             f"{what}: all {len(split.train)} activation rows are the same (mean square {size:.1e}, spread "
             f"{float(spread):.1e}); there is nothing to learn; check the model and activation_layers"
@@ -99,11 +109,9 @@ def _mean_and_scale(source: RowSource, split: RowSplit, what: str) -> tuple[Tens
     return mean.float(), (source.d_model / spread).sqrt().float()
 
 
-def _chunks(split: RowSplit) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(torch.split(split.train, CHUNK_ROWS), torch.split(split.weights, CHUNK_ROWS), strict=True)
-
-
 def _check_finite(acts: Float[Tensor, "row d_model"], first: int, what: str) -> None:
+    if bool(torch.isfinite(acts.sum())):
+        return
     bad = ~torch.isfinite(acts).all(dim=1)
     if bool(bad.any()):
         raise InputError(

@@ -238,11 +238,12 @@ class _StackRun:
         found = self._objective.step(self._weights, acts, aux)
         dec, d_dec = self._weights.dec, found.gradients.dec
         # The part of the gradient along a row would only change its norm, which is fixed.
-        d_dec.addcmul_((d_dec * dec).sum(-1, keepdim=True), dec, value=-1)
+        d_dec.addcmul_(torch.einsum("smd,smd->sm", d_dec, dec)[:, :, None], dec, value=-1)
         for weight, gradient in zip(self._weights, found.gradients, strict=True):
             weight.grad = gradient
         self._optimiser.param_groups[0]["lr"] = lr
         self._optimiser.step()
+        self._optimiser.zero_grad()
         dec.div_(torch.linalg.vector_norm(dec, dim=-1, keepdim=True))
         self._weights.threshold.clamp_(min=0)
         self._idle = torch.where(found.fired > 0, 0.0, self._idle + 1)
