@@ -36,7 +36,7 @@ def reason(decision: Decision, average: float, interval: Interval, site: Site, g
 
 def _in_words(site: Site) -> str:
     inside = site.kind is SiteKind.NEURONS
-    return f"{site} (the MLP neurons of the block that commits)" if inside else str(site)
+    return f"{site} (the MLP neurons of a block that writes the decision)" if inside else str(site)
 
 
 def _lead(verdict: Verdict, groups: Groups) -> str:

@@ -2,7 +2,7 @@
 
 The marks of onset, shared-from and commit are the residual sites where they were found. From the commit site on the
 ground is shaded: there every model looks monolithic, because the output direction of a refusal is common to all. The
-neurons of the block that commits are diamonds just before it, in the panel of the residual stream.
+neurons of the blocks that write the decision are diamonds just before it, in the panel of the residual stream.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def _foot(figure: Figure, comparison: Comparison) -> None:
     handles.append(Line2D([], [], label="decisive site: the verdict is read here", **_DECISIVE))
     if any(Site.parse(point.site).kind is SiteKind.NEURONS for point in comparison.depth_profile):
         diamond: dict[str, Any] = {"marker": "D", "markersize": 5.5, "color": FAINT, "linestyle": "none"}
-        handles.append(Line2D([], [], label="MLP neurons of the block that commits", **diamond))
+        handles.append(Line2D([], [], label="MLP neurons of blocks that write the decision", **diamond))
     handles.append(Patch(color=_SHADE, label="at and after commit: every model looks monolithic here"))
     width, height = figure.get_size_inches()
     figure.legend(

@@ -154,7 +154,7 @@
     const diamond = svg("svg", { width: 16, height: 16, "aria-hidden": "true" }, svg("path", { d: diamondAt(8, 8), style: "fill:var(--faint)" }));
     const ring = svg("svg", { width: 16, height: 16, "aria-hidden": "true" }, svg("circle", { cx: 8, cy: 8, r: 6, style: "fill:none;stroke:var(--ink);stroke-width:1.5" }));
     root.append(el("figure", {}, el("div", { class: "depths" }, kinds.map((kind) => el("div", { class: "scroll" }, depthChart(model, kind, kinds.length, readout)))),
-      el("ul", { class: "legend" }, SERIES.map((series) => el("li", {}, sample(series), series.label)), el("li", {}, ring, "decisive site"), el("li", {}, diamond, "MLP neurons of the block that commits"), el("li", {}, shade, "at and after commit")),
+      el("ul", { class: "legend" }, SERIES.map((series) => el("li", {}, sample(series), series.label)), el("li", {}, ring, "decisive site"), el("li", {}, diamond, "MLP neurons of blocks that write the decision"), el("li", {}, shade, "at and after commit")),
       el("figcaption", {}, `Means over ${model.categories.length - Object.keys(model.left_out).length} categories; bands are 95 % bootstrap intervals over prompts and SAE seeds. Upper: share of a category's own effect, with the thresholds ${num(model.thresholds.partially_modular)} and ${num(model.thresholds.monolithic)}. Lower: share of the difference in m, refused less counterfactual.`), readout));
   }
 

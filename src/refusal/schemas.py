@@ -270,7 +270,7 @@ class DepthPoint(Record):
     separation_auc: float | None = Field(description="Cross-validated AUC of refused against complied, same category.")
     size: float | None = Field(description="Latents per circuit at this site, mean over categories.")
     before_commit: bool = Field(
-        description="Earlier block, or neurons of the block that commits: only they tell mechanisms apart."
+        description="Earlier block, or neurons of a block that writes the decision: only they tell mechanisms apart."
     )
 
 
