@@ -20,6 +20,9 @@ from torch import Tensor
 from refusal.artefacts import atomic_write
 from refusal.errors import ArtefactError
 
+SECONDS = 60.0
+"""Time between two writes, at least."""
+
 
 @dataclass(frozen=True)
 class State:
@@ -37,7 +40,7 @@ class Checkpoint:
     folder: Path
     fingerprint: str
     """Of all that decides the weights."""
-    seconds: float = 60.0
+    seconds: float = field(default_factory=lambda: SECONDS)
     """Time between two writes, at least."""
     _written: float = field(default_factory=time.monotonic)
 
