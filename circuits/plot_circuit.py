@@ -196,6 +196,7 @@ def _colour(value: float) -> str:
 
 def _legend(figure: Figure, bottom: float) -> None:
     def mark(marker: str, colour: str, size: float, label: str) -> Line2D:
+        """Return a legend entry without a line."""
         return Line2D([], [], marker=marker, color=colour, linestyle="none", markersize=size, label=label)
 
     handles = [
