@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -130,3 +131,14 @@ def test_a_benchmark_answers_help(monkeypatch, capsys, path):
         runpy.run_path(str(path), run_name="__main__")
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("usage: ")
+
+
+# Hooks ---------------------------------------------------------------------------------------------------------------
+
+
+def test_hooks_before_a_commit_run_what_make_lint_runs():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert [each["repo"] for each in hooks] == ["local"]
+    shown = subprocess.run(["make", "--dry-run", "lint"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    commands = [line for line in shown.splitlines() if re.match(r"\S+/(ruff|mypy)\b", line)]
+    assert [hook["entry"] for hook in hooks[0]["hooks"]] == commands
