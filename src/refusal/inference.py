@@ -129,6 +129,7 @@ class _Run:
 
     def _shard(self, ids: list[str], token_ids: list[list[int]], progress: Callable[[int], object]) -> Shard:
         def run(rows: range) -> Capture:
+            """Capture rows of the shard, checked for values that are not finite."""
             found = capture(self.model, token_ids[rows.start : rows.stop], self.sites, self.config.max_new_tokens)
             check_finite(found, ids[rows.start : rows.stop], self.model)
             progress(len(rows))
@@ -217,6 +218,7 @@ def _label(prompt: Prompt, answer: Answer, judgement: Judgement, scores: Mapping
 
 def _openers(model: ChatModel, learned: RefusalMetric | OpenersUnavailable, prefix: tuple[int, ...]) -> Openers:
     def text(tokens: tuple[int, ...]) -> tuple[str, ...]:
+        """Return tokens as the user would read them."""
         return tuple(model.tokenizer.decode([token]) for token in tokens)
 
     return Openers(

@@ -34,7 +34,10 @@ def record(model: ChatModel, sites: Collection[Site], *, last_only: bool = True)
     recording: Recording = {}
 
     def keep(site: Site) -> SiteUse:
+        """Return what puts the site's value into the recording."""
+
         def use(value: Tensor) -> None:
+            """Record a value; returns nothing, so the pass goes on unchanged."""
             recording[site] = (value[:, -1:] if last_only else value).clone()
 
         return use
