@@ -138,9 +138,10 @@ def _infer(config: Config, model: str, paths: ResultPaths) -> None:
 
 
 def _train_saes(config: Config, model: str, paths: ResultPaths) -> None:
-    from refusal.sae.training import train_model_saes
+    from refusal.sae.training import assess_model_saes, train_model_saes
 
     train_model_saes(config, model, paths)
+    assess_model_saes(config, model, paths)
 
 
 def _discover(config: Config, model: str, paths: ResultPaths) -> None:

@@ -7,6 +7,7 @@
 4. Each SAE is written as it is done: weights, `cfg.json`, history, and last `metrics.json`, which holds the checksum of
    the weights and the fingerprint of all inputs. An SAE whose `metrics.json` fits is not trained again.
 5. When all seeds of a site are there, their agreement is added to the first seed's `metrics.json`.
+6. What each SAE keeps of the model's behaviour is measured on held-out prompts (`assess_model_saes`).
 
 What is written depends on the inputs alone: an interrupted run that is started again ends with the same bytes. With
 `sae.pretrained` nothing is trained: the SAEs given are checked and copied.
@@ -30,6 +31,7 @@ from tqdm import tqdm
 from refusal.artefacts import ResultPaths, sha256_file
 from refusal.config import Config
 from refusal.errors import InputError
+from refusal.sae.assessment import Prompts, assess
 from refusal.sae.auto import Resolved, resolve
 from refusal.sae.base import Provenance, SparseAutoencoder
 from refusal.sae.checkpoint import Checkpoint
@@ -76,6 +78,18 @@ def train_model_saes(config: Config, model_name: str, paths: ResultPaths) -> Non
     else:
         for job in stage.jobs:
             _adopt(stage, job, locate(config.sae.pretrained, job.site, len(stage.jobs)))
+
+
+def assess_model_saes(config: Config, model_name: str, paths: ResultPaths) -> None:
+    """Measure with the model what its SAEs keep of it, and note it beside them; what is up to date stays.
+
+    Raises:
+        ArtefactError: Activations, labels or SAEs are missing or damaged.
+        InputError: The model cannot be loaded.
+    """
+    stage = _Stage(config, model_name, paths)
+    folders = {(job.site, job.seed): job.folder for job in stage.jobs if (job.folder / METRICS_FILE).exists()}
+    assess(config, model_name, paths, folders, stage.prompts)
 
 
 def saved_seeds(config: Config) -> tuple[int, ...]:
@@ -131,6 +145,14 @@ class _Stage:
         self.prompt_ids = ids
         self.categories = [by_id[each].category for each in ids]
         self.split: RowSplit = split_rows(ids, [strata[each] for each in ids], self.categories, self.config.seed)
+
+    @property
+    def prompts(self) -> Prompts:
+        """Which prompts train the SAEs, and which are held out."""
+        train, heldout = (
+            frozenset(self.prompt_ids[row] for row in rows.tolist()) for rows in (self.split.train, self.split.heldout)
+        )
+        return Prompts(train, heldout, dict(zip(self.prompt_ids, self.categories, strict=True)))
 
     def rows(self, site: Site) -> TensorRows:
         """Return the rows of a site, in the order of `prompt_ids`."""
