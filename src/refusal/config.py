@@ -124,6 +124,11 @@ class SaeConfig(Section):
     max_samples: Annotated[Int, Field(ge=2)] | None = Field(
         default=None, description="Activations to train on; null: all."
     )
+    stability_halves: bool = Field(
+        default=True,
+        description="Train two more SAEs a site, on halves of the prompts, to see whether other prompts give the same "
+        "latents; takes as long as one more seed.",
+    )
 
     @field_validator("seeds")
     @classmethod

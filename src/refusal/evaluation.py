@@ -14,27 +14,12 @@ from pydantic import Field
 
 from refusal.labels import Behaviour
 from refusal.prompts import DatasetLabel, PromptSource, order_categories
-from refusal.schemas import Artefact, CategoryRates, EvaluationResults, PromptLabel, Rate, Record, RefusalLabels
+from refusal.record import Artefact, Record
+from refusal.schemas import CategoryRates, EvaluationResults, Measure, PromptLabel, Rate, RefusalLabels
 from refusal.stats import Estimate, auc_estimate, wilson_interval
 
 LEVEL = 0.95
 """Coverage of every interval."""
-
-
-class Measure(Record):
-    """A number that is no share of prompts, with its 95 % interval."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int = Field(description="Prompts that it rests on.")
-    method: str = Field(description="How the interval was made.")
-    reason: str | None = Field(description="Why value or interval is null; else null.")
-
-    @classmethod
-    def of(cls, estimate: Estimate) -> Measure:
-        """Return the record of an estimate."""
-        return cls(**{name: getattr(estimate, name) for name in ("value", "low", "high", "n", "method", "reason")})
 
 
 class Detection(Record):

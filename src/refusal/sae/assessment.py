@@ -25,7 +25,6 @@ from torch import Tensor
 
 from refusal.artefacts import ResultPaths
 from refusal.config import Config
-from refusal.evaluation import Measure
 from refusal.metric import RefusalMetric
 from refusal.models import ChatModel
 from refusal.readout import ReadoutRunner
@@ -43,7 +42,7 @@ from refusal.sae.formats import load
 from refusal.sae.metrics import duplicate_share, reconstruction_bias
 from refusal.sae.records import METRICS_FILE, Fidelity, SaeMetrics
 from refusal.sae.rows import thin_prompts
-from refusal.schemas import ModelOutputs, RefusalLabels
+from refusal.schemas import Measure, ModelOutputs, RefusalLabels
 from refusal.sites import Site
 from refusal.stats import Estimate, Weights, bootstrap_weights
 from refusal.store import ActivationStore

@@ -12,10 +12,10 @@ from pydantic import Field
 
 from refusal.artefacts import sha256_file
 from refusal.errors import ArtefactError
-from refusal.evaluation import Measure
+from refusal.record import Artefact, Record
 from refusal.sae.formats import CONFIG_FILE, WEIGHTS_FILE
 from refusal.sae.metrics import Quality, Stability
-from refusal.schemas import Artefact, Record
+from refusal.schemas import Measure
 
 METRICS_FILE = "metrics.json"
 CARD_FILE = "README.md"
@@ -55,6 +55,21 @@ class SeedStability(Record):
     def of(cls, seeds: tuple[int, int], found: Stability) -> SeedStability:
         """Return the record of a measurement."""
         return cls(seeds=seeds, **vars(found))
+
+
+class HalfStability(Record):
+    """How well the latents of an SAE of one half of the training prompts are found again in that of the other half."""
+
+    n_rows: int = Field(description="Training rows of each half; the SAE itself has both.")
+    mean_cosine: float = Field(description="Mean cosine of matched latents.")
+    matched_share: float = Field(description="Share of latents matched with a cosine above 0.7.")
+    weighted_mean_cosine: float | None = Field(description="Mean cosine, weighted by how often latents are active.")
+    weighted_matched_share: float | None = Field(description="Share above 0.7, weighted likewise.")
+
+    @classmethod
+    def of(cls, n_rows: int, found: Stability) -> HalfStability:
+        """Return the record of a measurement."""
+        return cls(n_rows=n_rows, **vars(found))
 
 
 class Fidelity(Record):
@@ -102,6 +117,9 @@ class SaeMetrics(Artefact):
     heldout: SplitQuality | None = Field(description="On held-out rows; null when there are none.")
     seed_stability: tuple[SeedStability, ...] | None = Field(
         None, description="Agreement with every other seed, in the first seed's file; null with one seed."
+    )
+    half_stability: HalfStability | None = Field(
+        None, description="Agreement between halves of the training prompts, in the first seed's file."
     )
     duplicate_share: float | None = Field(
         None, description="Share of latents that have another one with a decoder cosine above 0.9."

@@ -6,7 +6,8 @@
 3. Sites and seeds are packed into stacks that train as one job (`plan_stacks`).
 4. Each SAE is written as it is done: weights, `cfg.json`, history, and last `metrics.json`, which holds the checksum of
    the weights and the fingerprint of all inputs. An SAE whose `metrics.json` fits is not trained again.
-5. When all seeds of a site are there, their agreement is added to the first seed's `metrics.json`.
+5. When all seeds of a site are there, their agreement is added to the first seed's `metrics.json`, and that of SAEs
+   trained on halves of the prompts.
 6. What each SAE keeps of the model's behaviour is measured on held-out prompts (`assess_model_saes`).
 
 What is written depends on the inputs alone: an interrupted run that is started again ends with the same bytes. With
@@ -37,10 +38,12 @@ from refusal.sae.base import Provenance, SparseAutoencoder
 from refusal.sae.checkpoint import Checkpoint
 from refusal.sae.foreign import find_format, load_any
 from refusal.sae.formats import WEIGHTS_FILE, hook_name, load, save
+from refusal.sae.halves import half_stability, is_large_enough, split_halves
 from refusal.sae.metrics import quality, stability
 from refusal.sae.pretrained import check_fits, locate
 from refusal.sae.records import (
     METRICS_FILE,
+    HalfStability,
     HistoryPoint,
     SaeMetrics,
     SeedStability,
@@ -212,6 +215,8 @@ class _Training:
             for stack in stacks:
                 self._train_stack(stack, bar)
         self._note_stability()
+        if self.stage.config.sae.stability_halves:
+            self._note_halves()
 
     def _train_stack(self, stack: tuple[Job, ...], bar: Any) -> None:
         by_site = {site: self.stage.rows(site) for site in dict.fromkeys(job.site for job in stack)}
@@ -290,6 +295,28 @@ class _Training:
             metrics = SaeMetrics.load(path)
             if metrics.seed_stability != pairs:
                 metrics.model_copy(update={"seed_stability": pairs}).save(path)
+
+    def _note_halves(self) -> None:
+        """Write into each site's first file how well SAEs of two halves of the training prompts agree."""
+        stage, recipe = self.stage, self.resolved.recipe
+        halves = split_halves(stage.split, stage.prompt_ids, stage.categories, stage.config.seed)
+        if not is_large_enough(halves, recipe):
+            log.warning("%s: too few prompts to train SAEs on halves of them", stage.model_name)
+            return
+        first = [job for job in stage.jobs if job.seed == saved_seeds(stage.config)[0]]
+        for stack in plan_stacks(first, recipe):
+            metrics = {job: SaeMetrics.load(job.folder / METRICS_FILE) for job in stack}
+            if all(each.half_stability is not None for each in metrics.values()):
+                continue
+            tasks = [Task(job.site.name, job.seed, stage.rows(job.site)) for job in stack]
+            together = hashlib.sha256("".join(["halves", *(each.fingerprint for each in metrics.values())]).encode())
+            checkpoint = Checkpoint(stage.folder, together.hexdigest())
+            with _torch_threads(1) if self._is_tiny(stack) else nullcontext():
+                found = half_stability(tasks, halves, recipe, checkpoint)
+            for job, each in zip(stack, found, strict=True):
+                update = {"half_stability": HalfStability.of(len(halves), each)}
+                metrics[job].model_copy(update=update).save(job.folder / METRICS_FILE)
+            checkpoint.remove()
 
 
 @contextmanager
