@@ -1,8 +1,8 @@
-"""The training curves of a site's SAEs from their histories: reconstruction, sparsity and dead latents, by step.
+"""The training curves of a site's SAEs: reconstruction, sparsity and dead latents, by step.
 
 Three panels over one axis of steps; a line a seed, held-out rows solid and training rows dotted. The step whose weights
 were kept is a ring, so that one sees whether training was stopped too early and whether the SAE learned its rows by
-heart (the lines part).
+heart (the lines part). Knows no artefacts; `circuits.sae_history` reads them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from matplotlib.ticker import MaxNLocator
 
 from circuits.plot_style import FAINT, GRID, INK, add_axes, add_text, name, new_figure, quiet_axes, wrapped
 from circuits.wording import number, plural
-from refusal.artefacts import ResultPaths
-from refusal.sae.records import METRICS_FILE, HistoryPoint, SaeMetrics, TrainingHistory
-from refusal.sites import Site
 
 COLOURS = ("#1f6fb2", "#c8501e", "#11706b", "#6b4c9a", "#8a6100", "#8a9099")
 """Of the seeds in order; later seeds take them again."""
@@ -30,35 +27,43 @@ _LEFT, _BOTTOM, _HEIGHT, _HEAD = 0.7, 1.12, 2.2, 0.95
 
 
 @dataclass(frozen=True)
+class Point:
+    """A look at an SAE during its training."""
+
+    step: int
+    fvu_train: float
+    fvu_heldout: float | None
+    l0: float
+    """Mean number of active latents on training rows."""
+    dead_share: float
+    """Share of latents that were not active for two passes over the rows."""
+
+
+@dataclass(frozen=True)
 class Course:
     """One SAE's training."""
 
-    history: TrainingHistory
-    metrics: SaeMetrics
+    model: str
+    site: str
+    seed: int
+    shape: str
+    """Architecture and width in words."""
+    k: float | None
+    """Active latents a row that were asked for."""
+    n_rows: tuple[int, int]
+    """Training and held-out rows."""
+    points: tuple[Point, ...]
+    best_step: int | None
+    """Step whose weights were kept."""
 
     @property
     def steps(self) -> list[int]:
         """Steps at which it was looked at."""
-        return [point.step for point in self.history.points]
+        return [point.step for point in self.points]
 
-    def best(self) -> HistoryPoint | None:
+    def best(self) -> Point | None:
         """Return the point of the step whose weights were kept."""
-        return next((point for point in self.history.points if point.step == self.metrics.best_step), None)
-
-
-def read_courses(paths: ResultPaths, model: str, site: Site, seeds: Sequence[int | None]) -> list[Course]:
-    """Return the trainings of the SAEs of a site in the order of `seeds`; nothing for pretrained SAEs.
-
-    Raises:
-        ArtefactError: A history or metrics are damaged.
-    """
-    folders = [paths.sae(model, site, seed if number else None) for number, seed in enumerate(seeds)]
-    files = [folder / f"{site.name}_training_history.json" for folder in folders]
-    return [
-        Course(TrainingHistory.load(path), SaeMetrics.load(path.parent / METRICS_FILE))
-        for path in files
-        if path.exists()
-    ]
+        return next((point for point in self.points if point.step == self.best_step), None)
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,8 @@ class _Panel:
     """What a panel shows."""
 
     label: str
-    value: Callable[[HistoryPoint], float | None]
-    beside: Callable[[HistoryPoint], float | None] | None = None
+    value: Callable[[Point], float | None]
+    beside: Callable[[Point], float | None] | None = None
     """Drawn dotted in the same panel."""
 
 
@@ -92,21 +97,18 @@ def training_curves(courses: Sequence[Course]) -> Figure:
         axes.set_ylim(bottom=0)
     if figure.axes[2].get_ylim()[1] < 0.1:
         figure.axes[2].set_ylim(top=0.1)
-    k = courses[0].metrics.settings.get("k")
-    if isinstance(k, int | float):
-        _target(figure.axes[1], float(k))
+    if courses[0].k is not None:
+        _target(figure.axes[1], courses[0].k)
     _foot(figure, courses)
     return figure
 
 
 def _head(figure: Figure, courses: Sequence[Course]) -> None:
-    first, height = courses[0].metrics, figure.get_size_inches()[1]
+    first, height = courses[0], figure.get_size_inches()[1]
     title = f"{name(first.model, 44)}, {first.site}: SAE training"
     add_text(figure, 0.3, height - 0.4, title, fontsize=13, weight="bold", va="baseline")
-    rows = "" if first.train is None else f"n = {first.train.n_rows} training rows"
-    heldout = "" if first.heldout is None else f", {first.heldout.n_rows} held out"
-    shape = f"{first.architecture}, {first.d_sae} latents"
-    line = f"{shape}; {plural(len(courses), 'seed')}; {rows}{heldout}"
+    train, heldout = first.n_rows
+    line = f"{first.shape}; {plural(len(courses), 'seed')}; n = {train} training rows, {heldout} held out"
     add_text(figure, 0.3, height - 0.66, line, fontsize=9, va="baseline", color=FAINT)
 
 
@@ -132,8 +134,8 @@ def _draw(axes: Axes, panel: _Panel, courses: Sequence[Course]) -> None:
 _BEST: dict[str, Any] = {"marker": "o", "markersize": 7.5, "mfc": "none", "mew": 1.6, "linestyle": "none"}
 
 
-def _values(course: Course, value: Callable[[HistoryPoint], float | None]) -> list[float]:
-    found = (value(point) for point in course.history.points)
+def _values(course: Course, value: Callable[[Point], float | None]) -> list[float]:
+    found = (value(point) for point in course.points)
     return [float("nan") if each is None else each for each in found]
 
 
@@ -182,4 +184,4 @@ def _foot(figure: Figure, courses: Sequence[Course]) -> None:
 def _seed_label(course: Course) -> str:
     best = course.best()
     found = None if best is None else best.fvu_heldout if best.fvu_heldout is not None else best.fvu_train
-    return f"seed {course.history.seed}" + ("" if found is None else f": FVU {number(found, 3)}")
+    return f"seed {course.seed}" + ("" if found is None else f": FVU {number(found, 3)}")

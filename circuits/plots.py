@@ -15,7 +15,7 @@ from circuits.plot_circuit import circuit_plot
 from circuits.plot_depth import depth_profile
 from circuits.plot_similarity import similarity_heatmap
 from circuits.plot_style import ImageFormat, save_figure
-from circuits.plot_training import read_courses, training_curves
+from circuits.plot_training import training_curves
 from refusal.artefacts import ResultPaths
 from refusal.schemas import CircuitFile, Comparison, SiteQuality
 from refusal.sites import Site
@@ -47,6 +47,8 @@ class CircuitVisualizer:
 
     def training(self, model: str, quality: SiteQuality) -> list[Path]:
         """Write the training curves of a site's SAEs and return the path; nothing where none were trained."""
+        from circuits.sae_history import read_courses  # brings torch, which no other figure needs
+
         site = Site.parse(quality.site)
         courses = read_courses(self.paths, model, site, quality.seeds)
         if not courses:
