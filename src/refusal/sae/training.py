@@ -5,7 +5,8 @@
 2. `auto` settings are resolved for that number of rows and logged with their reasons.
 3. Sites and seeds are packed into stacks that train as one job (`plan_stacks`).
 4. Each SAE is written as it is done: weights, `cfg.json`, history, and last `metrics.json`, which holds the checksum of
-   the weights and the fingerprint of all inputs. An SAE whose `metrics.json` fits is not trained again.
+   the weights and the fingerprint of all inputs. An SAE whose `metrics.json` fits is not trained again. A card for
+   readers (`README.md`) is made from these.
 5. When all seeds of a site are there, their agreement is added to the first seed's `metrics.json`, and that of SAEs
    trained on halves of the prompts.
 6. What each SAE keeps of the model's behaviour is measured on held-out prompts (`assess_model_saes`).
@@ -35,6 +36,7 @@ from refusal.errors import InputError
 from refusal.sae.assessment import Prompts, assess
 from refusal.sae.auto import Resolved, resolve
 from refusal.sae.base import Provenance, SparseAutoencoder
+from refusal.sae.card import write_card
 from refusal.sae.checkpoint import Checkpoint
 from refusal.sae.foreign import find_format, load_any
 from refusal.sae.formats import WEIGHTS_FILE, hook_name, load, save
@@ -81,6 +83,7 @@ def train_model_saes(config: Config, model_name: str, paths: ResultPaths) -> Non
     else:
         for job in stage.jobs:
             _adopt(stage, job, locate(config.sae.pretrained, job.site, len(stage.jobs)))
+    _write_cards(stage)
 
 
 def assess_model_saes(config: Config, model_name: str, paths: ResultPaths) -> None:
@@ -93,6 +96,13 @@ def assess_model_saes(config: Config, model_name: str, paths: ResultPaths) -> No
     stage = _Stage(config, model_name, paths)
     folders = {(job.site, job.seed): job.folder for job in stage.jobs if (job.folder / METRICS_FILE).exists()}
     assess(config, model_name, paths, folders, stage.prompts)
+    _write_cards(stage)
+
+
+def _write_cards(stage: _Stage) -> None:
+    for job in stage.jobs:
+        if (job.folder / METRICS_FILE).exists():
+            write_card(job.folder)
 
 
 def saved_seeds(config: Config) -> tuple[int, ...]:
