@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,8 @@ INFERENCE_KEYS = (
     "system_prompt",
     "activation_layers",
 )
+SAES_VERSION = 2
+"""Raised when the stage leaves other files or numbers for the same inputs; SAEs whose weights are the same are kept."""
 SAE_KEYS = ("sae", "seed", "activation_layers")
 CIRCUIT_KEYS = ("circuit", "sae.seeds", "seed", "categories", "activation_layers")
 COMPARE_KEYS = (*CIRCUIT_KEYS, "analysis")
@@ -75,6 +78,7 @@ class RefusalCircuitAnalyzer:
         saes = self._unit(
             Stage.SAES, model, SAE_KEYS, (inference,), _train_saes, partial(_sae_files, paths, model), paths
         )
+        saes = replace(saes, version=SAES_VERSION)
         circuits = self._unit(
             Stage.CIRCUITS,
             model,

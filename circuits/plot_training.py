@@ -91,8 +91,9 @@ def training_curves(courses: Sequence[Course]) -> Figure:
     for column, panel in enumerate(_PANELS):
         axes = add_axes(figure, _LEFT + column * (_PANEL + _GAP), _BOTTOM, _PANEL, _HEIGHT)
         _draw(axes, panel, courses)
-    figure.axes[0].set_yscale("log")
-    _plain_numbers(figure.axes[0])
+    if any((value or 0) > 0 for course in courses for p in course.points for value in (p.fvu_train, p.fvu_heldout)):
+        figure.axes[0].set_yscale("log")
+        _plain_numbers(figure.axes[0])
     for axes in figure.axes[1:]:
         axes.set_ylim(bottom=0)
     if figure.axes[2].get_ylim()[1] < 0.1:
