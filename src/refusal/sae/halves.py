@@ -10,8 +10,10 @@ Source: Song et al. 2505.20254 (matching); split-half reliability is Spearman 19
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from refusal.sae.checkpoint import Checkpoint
 from refusal.sae.metrics import Stability, quality, stability
+from refusal.sae.records import METRICS_FILE, HalfStability, SaeMetrics
 from refusal.sae.rows import MIN_TRAIN_ROWS, RowSource, RowSplit, balanced_weights, thin_prompts
 from refusal.sae.trainer import MAX_LATENTS_PER_ROW, Recipe, Task, train_stack
 
@@ -115,3 +118,27 @@ def half_stability(tasks: Sequence[Task], halves: Halves, recipe: Recipe, checkp
         frequency = quality(first.sae, task.rows, rows, ["all"] * len(rows)).frequency
         found.append(stability(first.sae.W_dec, second.sae.W_dec, frequency))
     return found
+
+
+def note_halves(
+    folders: Sequence[Path], tasks: Callable[[], Sequence[Task]], halves: Halves, recipe: Recipe, scratch: Path
+) -> None:
+    """Write into the `metrics.json` of each of some SAEs how well SAEs of two halves agree, unless it is there.
+
+    Args:
+        folders: Where the SAEs lie; they train as one stack.
+        tasks: Gives a task for each; asked only when there is something to do.
+        halves: Disjoint rows.
+        recipe: How the SAEs were trained.
+        scratch: Where a checkpoint may be kept.
+    """
+    paths = [folder / METRICS_FILE for folder in folders]
+    metrics = [SaeMetrics.load(path) for path in paths]
+    if all(each.half_stability is not None for each in metrics):
+        return
+    together = hashlib.sha256("".join(["halves", *(each.fingerprint for each in metrics)]).encode()).hexdigest()
+    checkpoint = Checkpoint(scratch, together)
+    found = half_stability(tasks(), halves, recipe, checkpoint)
+    for path, each, agreement in zip(paths, metrics, found, strict=True):
+        each.model_copy(update={"half_stability": HalfStability.of(len(halves), agreement)}).save(path)
+    checkpoint.remove()

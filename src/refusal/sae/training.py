@@ -23,6 +23,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,11 @@ from refusal.sae.card import write_card
 from refusal.sae.checkpoint import Checkpoint
 from refusal.sae.foreign import find_format, load_any
 from refusal.sae.formats import WEIGHTS_FILE, hook_name, load, save
-from refusal.sae.halves import half_stability, is_large_enough, split_halves
+from refusal.sae.halves import is_large_enough, note_halves, split_halves
 from refusal.sae.metrics import quality, stability
 from refusal.sae.pretrained import check_fits, locate
 from refusal.sae.records import (
     METRICS_FILE,
-    HalfStability,
     HistoryPoint,
     SaeMetrics,
     SeedStability,
@@ -315,18 +315,11 @@ class _Training:
             return
         first = [job for job in stage.jobs if job.seed == saved_seeds(stage.config)[0]]
         for stack in plan_stacks(first, recipe):
-            metrics = {job: SaeMetrics.load(job.folder / METRICS_FILE) for job in stack}
-            if all(each.half_stability is not None for each in metrics.values()):
-                continue
-            tasks = [Task(job.site.name, job.seed, stage.rows(job.site)) for job in stack]
-            together = hashlib.sha256("".join(["halves", *(each.fingerprint for each in metrics.values())]).encode())
-            checkpoint = Checkpoint(stage.folder, together.hexdigest())
             with _torch_threads(1) if self._is_tiny(stack) else nullcontext():
-                found = half_stability(tasks, halves, recipe, checkpoint)
-            for job, each in zip(stack, found, strict=True):
-                update = {"half_stability": HalfStability.of(len(halves), each)}
-                metrics[job].model_copy(update=update).save(job.folder / METRICS_FILE)
-            checkpoint.remove()
+                note_halves([job.folder for job in stack], partial(self._tasks, stack), halves, recipe, stage.folder)
+
+    def _tasks(self, stack: Sequence[Job]) -> list[Task]:
+        return [Task(job.site.name, job.seed, self.stage.rows(job.site)) for job in stack]
 
 
 @contextmanager
