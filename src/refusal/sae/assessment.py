@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -154,7 +155,7 @@ class _Assessment:
 
     def _mean(self, site: Site) -> Float[Tensor, " d_model"]:
         """Return the mean activation of the training prompts."""
-        return self.store.readout(site, self.train).double().mean(0).float()
+        return self.store.readout(site, self.train).mean(0, dtype=torch.float64).float()
 
     def _damages(
         self, means: Sequence[tuple[Site, Float[Tensor, " d_model"]]], rebuilt: Mapping[tuple[Site, int], Tensor]

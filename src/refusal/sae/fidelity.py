@@ -86,7 +86,7 @@ def measure_damage(
             place = np.ix_(np.arange(first, first + len(chosen)), rows.numpy())
             divergences[place] = torch.stack([_divergence(logits[0], each) for each in logits[1:]]).cpu().numpy()
             if metric is not None:
-                found = metric(logits.float()).double().cpu().numpy()
+                found = torch.stack([metric(each.float()) for each in logits]).double().cpu().numpy()
                 base[rows.numpy()], scores[place] = found[0], found[1:] - found[0]
     has_metric = metric is not None
     damages = [

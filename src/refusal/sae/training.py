@@ -313,6 +313,7 @@ class _Training:
         if not is_large_enough(halves, recipe):
             log.warning("%s: too few prompts to train SAEs on halves of them", stage.model_name)
             return
+        log.info("%s: agreement between halves of the prompts, %d rows each", stage.model_name, len(halves))
         first = [job for job in stage.jobs if job.seed == saved_seeds(stage.config)[0]]
         for stack in plan_stacks(first, recipe):
             with _torch_threads(1) if self._is_tiny(stack) else nullcontext():
