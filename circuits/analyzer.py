@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,9 +30,14 @@ INFERENCE_KEYS = (
     "system_prompt",
     "activation_layers",
 )
+SAES_VERSION = 2
+"""Raised when the stage leaves other files or numbers for the same inputs; SAEs whose weights are the same are kept."""
 SAE_KEYS = ("sae", "seed", "activation_layers")
 CIRCUIT_KEYS = ("circuit", "sae.seeds", "seed", "categories", "activation_layers")
 COMPARE_KEYS = (*CIRCUIT_KEYS, "analysis")
+
+HALVES = "halves of the prompts"
+"""Name of the work that trains SAEs on halves."""
 
 
 class RefusalCircuitAnalyzer:
@@ -46,7 +52,7 @@ class RefusalCircuitAnalyzer:
     def __init__(self, config: Config, forced: Iterable[Stage] = (), part: Part = WHOLE) -> None:
         self.config = config
         self.forced = frozenset(forced)
-        self.team = Team(part, {Stage.SAES: self._train_part})
+        self.team = Team(part, {Stage.SAES: self._train_part, HALVES: self._halves_part})
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -81,17 +87,25 @@ class RefusalCircuitAnalyzer:
 
         train_part(self.config, model, ResultPaths(self.config.result_dir), part)
 
+    def _halves_part(self, model: str, part: Part) -> None:
+        from refusal.sae.training import halves_part
+
+        halves_part(self.config, model, ResultPaths(self.config.result_dir), part)
+
     def _train_saes(self, config: Config, model: str, paths: ResultPaths) -> None:
-        from refusal.sae.training import finish
+        from refusal.sae.training import assess_model_saes, finish
 
         self.team.share(Stage.SAES, model)
+        self.team.share(HALVES, model)
         finish(config, model, paths)
+        assess_model_saes(config, model, paths)
 
     def _units(self, model: str, paths: ResultPaths) -> list[Unit]:
         inference = self._inference(model, paths)
         saes = self._unit(
             Stage.SAES, model, SAE_KEYS, (inference,), self._train_saes, partial(_sae_files, paths, model), paths
         )
+        saes = replace(saes, version=SAES_VERSION)
         circuits = self._unit(
             Stage.CIRCUITS,
             model,

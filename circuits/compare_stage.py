@@ -4,7 +4,8 @@
 2. effects of every category's circuit on every refused prompt, by site and SAE seed (`circuits.transfer`);
 3. transfer with bootstrap draws, the decisive site chosen on one fold and measured on the other (`circuits.study`);
 4. groups, structure with noise ceilings, permutation null, the original rule beside it;
-5. the verdict and a sentence that can be quoted (`circuits.narrate`).
+5. the verdict and a sentence that can be quoted (`circuits.narrate`); none where it would rest on SAEs that cannot
+   carry a circuit (`circuits.sae_quality`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from circuits import narrate, verdict
+from circuits import narrate, sae_quality, verdict
 from circuits.attribution_file import AttributionFile
 from circuits.direct import direct_effects
 from circuits.discovery import discoverer
@@ -28,7 +29,14 @@ from circuits.transfer import measure_transfer, save_effects
 from circuits.verdict import Verdict
 from refusal.artefacts import ResultPaths
 from refusal.config import AnalysisConfig, Config
-from refusal.schemas import CategorySupport, Comparison, DepthPoint, IntervalMatrix, StructuralSimilarity
+from refusal.schemas import (
+    CategorySupport,
+    Comparison,
+    DepthPoint,
+    IntervalMatrix,
+    SiteQuality,
+    StructuralSimilarity,
+)
 from refusal.sites import Site
 
 log = logging.getLogger(__name__)
@@ -43,7 +51,8 @@ def compare_categories(config: Config, model_name: str, paths: ResultPaths) -> N
         ArtefactError: An artefact of an earlier stage is missing or damaged.
     """
     evidence = Evidence(config, model_name, paths)
-    fields = _nothing_measured(config.analysis, evidence)
+    quality = sae_quality.site_qualities(paths, model_name, evidence.sites, evidence.seeds)
+    fields = _nothing_measured(config.analysis, evidence, quality)
     problem = evidence.missing or _too_few(evidence)
     if problem is None:
         file = AttributionFile.load(paths.attributions(model_name))
@@ -54,10 +63,12 @@ def compare_categories(config: Config, model_name: str, paths: ResultPaths) -> N
         fields |= _depth(study, file)
         problem = narrate.no_mechanism(study)
         if problem is None:
-            fields |= _decided(study) | _structure(study, file)
+            fields |= _decided(study, quality) | _structure(study, file)
     if problem is not None:
         fields |= {"verdict": str(Verdict.UNDETERMINED), "reason": problem}
     comparison = Comparison.build(model=model_name, **fields)
+    for notice in sae_quality.notices(quality):
+        log.warning("%s: %s", model_name, notice)
     log.info("%s: %s", model_name, comparison.verdict)
     comparison.save(paths.comparison(model_name))
 
@@ -76,7 +87,7 @@ def _left_out(evidence: Evidence) -> list[str]:
     return [f"{name}: {count.reason_left_out}" for name, count in counts if count.reason_left_out is not None]
 
 
-def _nothing_measured(analysis: AnalysisConfig, evidence: Evidence) -> dict[str, Any]:
+def _nothing_measured(analysis: AnalysisConfig, evidence: Evidence, quality: tuple[SiteQuality, ...]) -> dict[str, Any]:
     """Return the fields of a comparison as they are before anything has been measured."""
     return {
         "categories": evidence.contrasts.categories,
@@ -112,9 +123,15 @@ def _nothing_measured(analysis: AnalysisConfig, evidence: Evidence) -> dict[str,
             "strict_sufficiency": verdict.STRICT_SUFFICIENCY,
             "strict_sufficiency_ratio": verdict.STRICT_SUFFICIENCY_RATIO,
             "min_lean": verdict.MIN_LEAN,
+            **sae_quality.LIMITS,
         },
         "baseline": baseline(evidence, analysis),
-        "notices": (*evidence.labels.notices, *(f"not compared: {reason}" for reason in _left_out(evidence))),
+        "sae_quality": quality,
+        "notices": (
+            *evidence.labels.notices,
+            *(f"not compared: {reason}" for reason in _left_out(evidence)),
+            *(f"{evidence.labels.model}: {notice}" for notice in sae_quality.notices(quality)),
+        ),
     }
 
 
@@ -166,7 +183,7 @@ def _depth_point(study: Study, profile: Profile, sizes: tuple[float, ...]) -> De
     )
 
 
-def _decided(study: Study) -> dict[str, Any]:
+def _decided(study: Study, quality: tuple[SiteQuality, ...]) -> dict[str, Any]:
     """Return the verdict and what it rests on."""
     decisive, average = study.most_shared(), study.average()
     decision, seeds = study.decide(average), study.seeds()
@@ -177,7 +194,10 @@ def _decided(study: Study) -> dict[str, Any]:
     )
     interval = percentile_interval(average.draws)
     verdict_now, reason = decision.verdict, narrate.reason(decision, average.value, interval, decisive.site, groups)
-    if verdict_now is not Verdict.UNDETERMINED and not is_supported_by_seeds(seeds, verdict_now):
+    unfit = sae_quality.unfit(quality, study.decisive_sites)
+    if unfit:
+        verdict_now, reason = Verdict.UNDETERMINED, narrate.saes_unfit(unfit)
+    elif verdict_now is not Verdict.UNDETERMINED and not is_supported_by_seeds(seeds, verdict_now):
         verdict_now, reason = Verdict.UNDETERMINED, narrate.seeds_disagree(seeds)
     point, draws = decisive.point.transfer[0], decisive.draws.transfer
     support = _support(study.evidence)

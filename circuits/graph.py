@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Float
 
 from refusal.errors import ArtefactError, InputError
-from refusal.schemas import MAIN, CircuitEdge, CircuitFile, CircuitNode, NodeRef
+from refusal.record import MAIN
+from refusal.schemas import CircuitEdge, CircuitFile, CircuitNode, NodeRef
 from refusal.sites import Site
 
 

@@ -13,7 +13,7 @@ from circuits.verdict import (
     Decision,
     Verdict,
 )
-from refusal.schemas import Interval, SeedResult
+from refusal.schemas import Interval, SeedResult, SiteQuality
 from refusal.sites import Site, SiteKind
 
 Groups = tuple[tuple[str, ...], ...]
@@ -111,3 +111,13 @@ def seeds_disagree(seeds: Sequence[SeedResult]) -> str:
     """Return the sentence for SAE seeds that give different verdicts."""
     each = ", ".join(f"seed {seed.seed}: {seed.verdict}" for seed in seeds)
     return f"SAE seeds disagree ({each}), so the answer would be that of a seed, not of the model."
+
+
+def saes_unfit(unfit: Sequence[SiteQuality]) -> str:
+    """Return the sentence for a verdict that would rest on SAEs which cannot carry a circuit."""
+    sites = " and ".join(quality.site for quality in unfit)
+    why = "; ".join(dict.fromkeys(problem for quality in unfit for problem in quality.problems))
+    return (
+        f"The verdict would rest on the SAEs at {sites}, which cannot carry a circuit: {why}; train them on more "
+        "prompts or with other settings."
+    )

@@ -28,12 +28,13 @@ MOST_BYTES = 1_900_000
 """Size of the page beyond which less of the circuits and texts is embedded."""
 
 
-def html_page(report: Report, texts: Mapping[str, Texts]) -> str:
+def html_page(report: Report, texts: Mapping[str, Texts], training: Mapping[tuple[str, str], str] | None = None) -> str:
     """Return the page.
 
     Args:
         report: Everything that was found.
         texts: Prompts and responses by model; the page shows them behind a click only.
+        training: By model and site, where the picture of the SAEs' training lies beside the page.
     """
     page = ""
     script = _asset("report.js")
@@ -43,6 +44,7 @@ def html_page(report: Report, texts: Mapping[str, Texts]) -> str:
             report=report,
             rows={model: table_categories(report, model) for model in report.models},
             thresholds=next(iter(report.comparisons.values())).thresholds,
+            training=training or {},
             data=data,
             limits=limits,
             payload=Markup(script_json(data)),

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from circuits.graph import Node, SparseFeatureCircuit
 from circuits.plot_similarity import category_order
+from refusal.record import Record
 from refusal.schemas import (
     CircuitFile,
     Comparison,
@@ -25,7 +26,6 @@ from refusal.schemas import (
     Matrix,
     ModelOutputs,
     PromptLabel,
-    Record,
     RefusalLabels,
     Report,
 )

@@ -1,6 +1,7 @@
 """All figures of a run: `CircuitVisualizer` draws artefacts and writes them where users look for them.
 
-The figures themselves are pure functions: `similarity_heatmap`, `depth_profile`, `circuit_plot`. No model is needed.
+The figures themselves are pure functions: `similarity_heatmap`, `depth_profile`, `circuit_plot`,
+`training_curves`. No model is needed.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from circuits.plot_circuit import circuit_plot
 from circuits.plot_depth import depth_profile
 from circuits.plot_similarity import similarity_heatmap
 from circuits.plot_style import ImageFormat, save_figure
+from circuits.plot_training import training_curves
 from refusal.artefacts import ResultPaths
-from refusal.schemas import CircuitFile, Comparison
+from refusal.schemas import CircuitFile, Comparison, SiteQuality
+from refusal.sites import Site
 
-__all__ = ["CircuitVisualizer", "circuit_plot", "depth_profile", "similarity_heatmap"]
+__all__ = ["CircuitVisualizer", "circuit_plot", "depth_profile", "similarity_heatmap", "training_curves"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,19 @@ class CircuitVisualizer:
         path = self.paths.circuit_plot(circuit.model, circuit.category, self.image_format)
         return save_figure(circuit_plot(SparseFeatureCircuit.from_file(circuit)), path, self.image_format)
 
+    def training(self, model: str, quality: SiteQuality) -> list[Path]:
+        """Write the training curves of a site's SAEs and return the path; nothing where none were trained."""
+        from circuits.sae_history import read_courses  # brings torch, which no other figure needs
+
+        site = Site.parse(quality.site)
+        courses = read_courses(self.paths, model, site, quality.seeds)
+        if not courses:
+            return []
+        path = self.paths.training_plot(model, site, self.image_format)
+        return [save_figure(training_curves(courses), path, self.image_format)]
+
     def model(self, comparison: Comparison, circuits: Iterable[CircuitFile]) -> list[Path]:
         """Write all figures of a model and return their paths."""
-        return [self.heatmap(comparison), self.depth(comparison), *(self.circuit(circuit) for circuit in circuits)]
+        trained = [path for quality in comparison.sae_quality for path in self.training(comparison.model, quality)]
+        drawn = [self.circuit(circuit) for circuit in circuits]
+        return [self.heatmap(comparison), self.depth(comparison), *drawn, *trained]

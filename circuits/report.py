@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from circuits.page import html_page
 from circuits.page_data import Texts
@@ -22,6 +23,7 @@ from refusal import __version__
 from refusal.artefacts import ResultPaths, atomic_write
 from refusal.config import ReportConfig
 from refusal.schemas import CircuitFile, Comparison, EvaluationResults, ModelOutputs, RefusalLabels, Report
+from refusal.sites import Site
 
 
 def build_report(paths: ResultPaths, models: Sequence[str], configuration: Mapping[str, Any]) -> Report:
@@ -78,7 +80,8 @@ def write_reports(
     for model in report.models:
         written += visualizer.model(report.comparisons[model], report.circuits[model].values())
     if settings.html:
-        write_text(paths.html, html_page(report, {model: _texts(paths, model) for model in models}))
+        texts = {model: _texts(paths, model) for model in models}
+        write_text(paths.html, html_page(report, texts, _training_figures(paths, report, written)))
         written.append(paths.html)
     write_summary(paths, report, written)
     return [paths.summary, *written]
@@ -111,6 +114,18 @@ def _look_next(paths: ResultPaths, report: Report, written: Sequence[Path]) -> l
         wanted[paths.depth_profile(first, suffix)] = "where in depth"
     wanted[paths.report_json] = "every number"
     return [(str(path.relative_to(paths.root)), content) for path, content in wanted.items() if path in written]
+
+
+def _training_figures(paths: ResultPaths, report: Report, written: Sequence[Path]) -> dict[tuple[str, str], str]:
+    """Return by model and site where the page finds the picture of the SAEs' training."""
+    suffix = next((path.suffix[1:] for path in written if path.parent.name == "visualizations"), "png")
+    figures = {}
+    for model in report.models:
+        for quality in report.comparisons[model].sae_quality:
+            path = paths.training_plot(model, Site.parse(quality.site), suffix)
+            if path in written:
+                figures[model, quality.site] = quote(path.relative_to(paths.root).as_posix())
+    return figures
 
 
 def _texts(paths: ResultPaths, model: str) -> Texts:

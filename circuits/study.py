@@ -165,6 +165,11 @@ class Study:
 
         return max(self.deciding, key=shared)
 
+    @property
+    def decisive_sites(self) -> tuple[Site, ...]:
+        """The sites that the verdict rests on: the most shared of all prompts and of each fold."""
+        return tuple(dict.fromkeys(self.most_shared(fold).site for fold in (None, 0, 1)))
+
     def average(self) -> Average:
         """Return the mean off-diagonal transfer, chosen on one fold and measured on the other."""
         values, centres, draws = [], [], []

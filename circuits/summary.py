@@ -55,6 +55,8 @@ def _model(report: Report, model: str) -> list[str]:
     if comparison.groups:
         lines += _labelled("groups", _groups(comparison))
     lines += _labelled("depth", _depth(comparison))
+    if comparison.sae_quality:
+        lines += _labelled("SAEs", _saes(comparison))
     lines += _labelled("baseline", _baseline(comparison))
     return lines + _categories(comparison, evaluation.categories, table_categories(report, model))
 
@@ -110,6 +112,25 @@ def _depth(comparison: Comparison) -> str:
         f"onset {comparison.onset_site or 'none'}, shared from {comparison.shared_from_site or 'none'}, "
         f"commit {comparison.commit_site or 'none'}; sharing depth {number(comparison.sharing_depth)}"
     )
+
+
+def _saes(comparison: Comparison) -> str:
+    """Return the range over sites and seeds of what says how good the SAEs are."""
+    sites = comparison.sae_quality
+    fvu = _range(measure.value for site in sites for measure in site.fvu)
+    signal = _range(measure.value for site in sites for measure in site.signal_recovered)
+    stability = _range(value for site in sites for value in (site.stability_seeds, site.stability_halves))
+    unfit = [site.site for site in sites if site.problems]
+    fit = f"; cannot carry a circuit at {', '.join(unfit)}" if unfit else ""
+    return f"held-out FVU {fvu}, refusal signal recovered {signal}, stability {stability}{fit}"
+
+
+def _range(values: Iterable[float | None]) -> str:
+    found = sorted(value for value in values if value is not None)
+    if not found:
+        return NOT_MEASURED
+    low, high = number(found[0]), number(found[-1])
+    return low if low == high else f"{low} to {high}"
 
 
 def _baseline(comparison: Comparison) -> str:

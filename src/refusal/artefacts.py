@@ -121,6 +121,10 @@ class ResultPaths:
         """Return the picture of own and cross effects by depth."""
         return self.root / "visualizations" / f"{safe_name(model)}_depth_profile.{image_format}"
 
+    def training_plot(self, model: str, site: Site, image_format: str = "png") -> Path:
+        """Return the picture of the training of one site's SAEs."""
+        return self.root / "visualizations" / f"{safe_name(model)}_{site.name}_training.{image_format}"
+
     @property
     def report_json(self) -> Path:
         """The report as one JSON file."""

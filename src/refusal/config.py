@@ -129,6 +129,11 @@ class SaeConfig(Section):
         description="Precision of matrix products in training; on a CPU bfloat16 only chooses the latents of topk, "
         "whose values stay exact.",
     )
+    stability_halves: bool = Field(
+        default=True,
+        description="Train two more SAEs a site, on halves of the prompts, to see whether other prompts give the same "
+        "latents; takes as long as one more seed.",
+    )
 
     @field_validator("seeds")
     @classmethod

@@ -14,22 +14,12 @@ from pydantic import Field
 
 from refusal.labels import Behaviour
 from refusal.prompts import DatasetLabel, PromptSource, order_categories
-from refusal.schemas import Artefact, CategoryRates, EvaluationResults, PromptLabel, Rate, Record, RefusalLabels
+from refusal.record import Artefact, Record
+from refusal.schemas import CategoryRates, EvaluationResults, Measure, PromptLabel, Rate, RefusalLabels
 from refusal.stats import Estimate, auc_estimate, wilson_interval
 
 LEVEL = 0.95
 """Coverage of every interval."""
-
-
-class Measure(Record):
-    """A number that is no share of prompts, with its 95 % interval."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int = Field(description="Prompts that it rests on.")
-    method: str = Field(description="How the interval was made.")
-    reason: str | None = Field(description="Why value or interval is null; else null.")
 
 
 class Detection(Record):
@@ -82,17 +72,6 @@ def _rate(hits: Iterable[bool]) -> Rate:
 def _share(k: int, n: int) -> Rate:
     estimate = wilson_interval(k, n, LEVEL)
     return Rate(value=estimate.value, low=estimate.low, high=estimate.high, k=k, n=n)
-
-
-def _measure(estimate: Estimate) -> Measure:
-    return Measure(
-        value=estimate.value,
-        low=estimate.low,
-        high=estimate.high,
-        n=estimate.n,
-        method=estimate.method,
-        reason=estimate.reason,
-    )
 
 
 def _is(behaviour: Behaviour) -> Callable[[PromptLabel], bool]:
@@ -151,7 +130,7 @@ def detection(labels: Sequence[PromptLabel]) -> Detection:
     return Detection(
         precision=_share(n_hits, len(refused)),
         recall=_share(n_hits, n_toxic),
-        f1=_measure(f1_estimate(n_hits, len(refused) - n_hits, n_toxic - n_hits)),
+        f1=Measure.of(f1_estimate(n_hits, len(refused) - n_hits, n_toxic - n_hits)),
     )
 
 
@@ -185,7 +164,7 @@ def _analyse_category(labels: Sequence[PromptLabel]) -> CategoryAnalysis:
         rates=category_rates(labels),
         partly_refused=_rate(map(_is(Behaviour.PARTLY_REFUSED), labels)),
         detection=detection(labels),
-        score_auc=_measure(score_auc(labels)),
+        score_auc=Measure.of(score_auc(labels)),
     )
 
 

@@ -2,20 +2,18 @@
 
 Names of categories and prompts are as in the data set. Numbers that could not be measured are null, with the reason in
 the field beside them. Metric values and effects are in logits (natural log), shares in [0, 1] unless said otherwise.
+How such a file is written and read is in `refusal.record`.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from refusal.artefacts import read_json, write_json
-from refusal.errors import ArtefactError
+from refusal.record import Artefact, Record
+from refusal.stats import Estimate
 
-MAIN = "python run_circuit_analysis.py --config FILE"
-"""The command that makes most artefacts."""
 INFERENCE = "python src/run_inference.py --config FILE"
 """The command that makes the artefacts of the inference stage."""
 
@@ -26,50 +24,20 @@ Matrix = dict[str, dict[str, float | None]]
 IntervalMatrix = dict[str, dict[str, Interval]]
 
 
-class Record(BaseModel):
-    """A part of an artefact: frozen, unknown keys are errors."""
+class Measure(Record):
+    """A number that is no share of prompts, with its 95 % interval."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-Loaded = TypeVar("Loaded", bound="Artefact")
-
-
-class Artefact(Record):
-    """A JSON file with a schema id that says what it is and which version."""
-
-    SCHEMA: ClassVar[str]
-    MADE_BY: ClassVar[str] = MAIN
-    schema_id: str = Field(alias="schema", description="Schema and version, e.g. refusal-circuits/comparison/1.")
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int = Field(description="Prompts that it rests on.")
+    method: str = Field(description="How the interval was made.")
+    reason: str | None = Field(description="Why value or interval is null; else null.")
 
     @classmethod
-    def build(cls: type[Loaded], **fields: Any) -> Loaded:
-        """Return the artefact with its schema id filled in."""
-        return cls(schema=cls.SCHEMA, **fields)
-
-    def save(self, path: Path) -> None:
-        """Write the artefact atomically as JSON."""
-        write_json(path, self.model_dump(mode="json", by_alias=True))
-
-    @classmethod
-    def load(cls: type[Loaded], path: Path) -> Loaded:
-        """Return the artefact at `path`.
-
-        Raises:
-            ArtefactError: The file is missing, no JSON, of another schema or not complete.
-        """
-        content = read_json(path, cls.MADE_BY)
-        found = content.get("schema") if isinstance(content, dict) else None
-        if found != cls.SCHEMA:
-            raise ArtefactError(
-                f"{path}: schema: found {found!r}; this version reads {cls.SCHEMA!r}; make it anew with: {cls.MADE_BY}"
-            )
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ArtefactError(f"{path}: {where}: {first['msg']}; make it anew with: {cls.MADE_BY}") from error
+    def of(cls, estimate: Estimate) -> Measure:
+        """Return the record of an estimate."""
+        return cls(**{name: getattr(estimate, name) for name in ("value", "low", "high", "n", "method", "reason")})
 
 
 # Inference -----------------------------------------------------------------------------------------------------------
@@ -324,6 +292,31 @@ class CategorySupport(Record):
     reason_left_out: str | None = Field(description="Why the category is not compared; null when it is.")
 
 
+class SiteQuality(Record):
+    """How good the SAEs of a site are, and whether they can carry a circuit."""
+
+    site: str
+    seeds: tuple[int | None, ...] = Field(description="Seeds of the SAEs; null for a pretrained one.")
+    architecture: str
+    d_sae: int
+    l0: float | None = Field(description="Mean number of active latents on held-out rows, first seed.")
+    dead_share: float | None = Field(description="Share of latents never active on held-out rows, first seed.")
+    fvu: tuple[Measure, ...] = Field(description="Held-out fraction of variance unexplained, by seed.")
+    signal_recovered: tuple[Measure, ...] = Field(
+        description="Share of the refusal metric kept by reconstructions, by seed."
+    )
+    loss_recovered: tuple[Measure, ...] = Field(
+        description="Share of the first token's distribution kept by reconstructions, by seed."
+    )
+    stability_seeds: float | None = Field(
+        description="Cosine of latents matched between two seeds, weighted by frequency, mean over pairs of seeds."
+    )
+    stability_halves: float | None = Field(
+        description="The same between SAEs trained on disjoint halves of the training prompts."
+    )
+    problems: tuple[str, ...] = Field(description="Why the SAEs cannot carry a circuit; empty when they can.")
+
+
 class Comparison(Artefact):
     """`circuits/MODEL_comparison.json`: the evidence and the verdict. See the README for how to read it."""
 
@@ -358,6 +351,7 @@ class Comparison(Artefact):
     support: dict[str, CategorySupport]
     thresholds: dict[str, float]
     baseline: Baseline
+    sae_quality: tuple[SiteQuality, ...] = Field((), description="The sites with SAEs, in order of depth.")
     notices: tuple[str, ...]
 
 

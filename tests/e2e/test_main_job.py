@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from circuits import sae_quality
 from circuits.job import inference_main, main
+from circuits.study import Study
 from refusal import embedded
 from refusal.artefacts import ResultPaths
 from refusal.schemas import CircuitFile, Comparison, RefusalLabels
@@ -138,6 +140,30 @@ def test_a_dry_run_shows_what_is_up_to_date_and_writes_nothing(study, tmp_path, 
     assert "to do: analysis changed" in capsys.readouterr().out
     assert run(tmp_path, "--dry-run", models=["planted/partial"]) == 0
     assert not (tmp_path / "results").exists()
+
+
+def test_saes_that_cannot_carry_a_circuit_are_noticed_and_take_away_only_a_verdict_that_rests_on_them(
+    study, tmp_path, monkeypatch
+):
+    shutil.copytree(study / "results", tmp_path / "results")
+    monkeypatch.setattr(sae_quality, "MAX_FVU", 0.0)
+    assert run(tmp_path, "--force", "compare", models=["planted/partial", "planted/modular"]) == 0
+    before, found = comparison(study, "planted/partial"), comparison(tmp_path, "planted/partial")
+    assert found.decisive_site.startswith("neurons")
+    assert (found.verdict, found.reason) == (before.verdict, before.reason), "neurons have no SAE"
+    (notice,) = [text for text in found.notices if "residuals_1" in text]
+    assert notice.startswith("planted/partial: the SAEs at residuals_1 cannot carry a circuit: held-out FVU 0.")
+    assert "cannot carry a circuit" in (tmp_path / "results" / "circuit_analysis_summary.txt").read_text()
+    assert "cannot carry a circuit" in (tmp_path / "results" / "report.html").read_text()
+
+    streams = {"residuals_0", "residuals_1"}
+    only_streams = property(lambda self: [each for each in self.profiles if each.site.name in streams])
+    monkeypatch.setattr(Study, "deciding", only_streams)
+    assert run(tmp_path, "--force", "compare", models=["planted/partial", "planted/modular"]) == 0
+    found = comparison(tmp_path, "planted/partial")
+    assert found.verdict == "UNDETERMINED"
+    assert found.reason.startswith("The verdict would rest on the SAEs at residuals_")
+    assert found.average_similarity is not None, "what was measured stays"
 
 
 def test_a_stage_whose_input_is_missing_says_what_to_run_first(tmp_path, capsys):

@@ -20,6 +20,8 @@ from refusal.sae.rows import RowSource
 
 MATCHED = 0.7
 """Decoder cosine above which two latents count as the same."""
+DUPLICATE = 0.9
+"""Decoder cosine above which two latents of one SAE do the same."""
 DENSE = 0.5
 """A latent that is active on more than this share of rows is dense."""
 CHUNK_ROWS = 2048
@@ -61,6 +63,35 @@ def fvu(acts: Float[Tensor, "row d_model"], reconstruction: Float[Tensor, "row d
     """
     x, x_hat = acts.double(), reconstruction.double()
     return float((x - x_hat).square().sum() / (x - x.mean(0)).square().sum())
+
+
+def reconstruction_bias(acts: Float[Tensor, "row d_model"], reconstruction: Float[Tensor, "row d_model"]) -> float:
+    """Return the relative reconstruction bias |x_hat|^2 / (x . x_hat), both less the mean of `acts`; sums over rows.
+
+    Below 1 reconstructions are too short (shrinkage), above 1 too long. The mean is taken out because a large one,
+    which the decoder's bias gives for nothing, would hide both.
+    Source: Rajamanoharan et al. 2404.16014; as SAEBench (2503.09532) computes it, but centred.
+
+    >>> reconstruction_bias(torch.tensor([[-2.0], [2.0]]), torch.tensor([[-1.0], [1.0]]))
+    0.5
+    """
+    mean = acts.double().mean(0)
+    x, x_hat = acts.double() - mean, reconstruction.double() - mean
+    return float(x_hat.square().sum() / (x * x_hat).sum())
+
+
+def duplicate_share(decoder: Float[Tensor, "d_sae d_model"]) -> float:
+    """Return the share of latents that have another one with a decoder cosine above 0.9.
+
+    >>> duplicate_share(torch.tensor([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0], [-1.0, 0.0]]))
+    0.5
+    """
+    rows = torch.nn.functional.normalize(decoder.detach().double(), dim=-1)
+    n_close = 0
+    for part in torch.split(rows, CHUNK_ROWS):
+        # Each row is close to itself.
+        n_close += int(((part @ rows.T > DUPLICATE).sum(1) > 1).sum())
+    return n_close / len(rows)
 
 
 @torch.no_grad()

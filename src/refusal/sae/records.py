@@ -12,11 +12,13 @@ from pydantic import Field
 
 from refusal.artefacts import sha256_file
 from refusal.errors import ArtefactError
+from refusal.record import Artefact, Record
 from refusal.sae.formats import CONFIG_FILE, WEIGHTS_FILE
 from refusal.sae.metrics import Quality, Stability
-from refusal.schemas import Artefact, Record
+from refusal.schemas import Measure
 
 METRICS_FILE = "metrics.json"
+CARD_FILE = "README.md"
 REMAKE = "python run_circuit_analysis.py --config FILE --train-saes"
 
 
@@ -55,6 +57,43 @@ class SeedStability(Record):
         return cls(seeds=seeds, **vars(found))
 
 
+class HalfStability(Record):
+    """How well the latents of an SAE of one half of the training prompts are found again in that of the other half."""
+
+    n_rows: int = Field(description="Training rows of each half; the SAE itself has both.")
+    mean_cosine: float = Field(description="Mean cosine of matched latents.")
+    matched_share: float = Field(description="Share of latents matched with a cosine above 0.7.")
+    weighted_mean_cosine: float | None = Field(description="Mean cosine, weighted by how often latents are active.")
+    weighted_matched_share: float | None = Field(description="Share above 0.7, weighted likewise.")
+
+    @classmethod
+    def of(cls, n_rows: int, found: Stability) -> HalfStability:
+        """Return the record of a measurement."""
+        return cls(n_rows=n_rows, **vars(found))
+
+
+class Fidelity(Record):
+    """What the SAE keeps of the model at the readout position, on held-out prompts; `refusal.sae.fidelity` says how."""
+
+    fingerprint: str = Field(description="Hash of everything that decides these numbers.")
+    n_prompts: int = Field(description="Held-out prompts looked at.")
+    fvu: Measure = Field(description="Fraction of variance unexplained.")
+    signal_recovered: Measure = Field(
+        description="1 - sum (m(x_hat) - m)^2 / sum (m(mean) - m)^2, m the refusal metric: 1 all of it, 0 no better "
+        "than the mean of the training prompts."
+    )
+    signal_at_stake: float | None = Field(
+        description="Root mean square change of m under mean ablation, logits: how much there is to recover."
+    )
+    loss_recovered: Measure = Field(
+        description="1 - sum KL(p || p(x_hat)) / sum KL(p || p(mean)), p the distribution of the first answer token."
+    )
+    loss_at_stake: float | None = Field(description="Mean KL under mean ablation, nats.")
+    reconstruction_bias: float | None = Field(
+        description="|x_hat|^2 / (x . x_hat), both less the mean: below 1 reconstructions are too short."
+    )
+
+
 class SaeMetrics(Artefact):
     """`saes/MODEL/SITE/metrics.json`."""
 
@@ -78,6 +117,15 @@ class SaeMetrics(Artefact):
     heldout: SplitQuality | None = Field(description="On held-out rows; null when there are none.")
     seed_stability: tuple[SeedStability, ...] | None = Field(
         None, description="Agreement with every other seed, in the first seed's file; null with one seed."
+    )
+    half_stability: HalfStability | None = Field(
+        None, description="Agreement between halves of the training prompts, in the first seed's file."
+    )
+    duplicate_share: float | None = Field(
+        None, description="Share of latents that have another one with a decoder cosine above 0.9."
+    )
+    fidelity: Fidelity | None = Field(
+        None, description="What it keeps of the model's behaviour; null without held-out prompts."
     )
 
 

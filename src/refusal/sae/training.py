@@ -5,8 +5,11 @@
 2. `auto` settings are resolved for that number of rows and logged with their reasons.
 3. Sites and seeds are packed into stacks that train as one job (`plan_stacks`).
 4. Each SAE is written as it is done: weights, `cfg.json`, history, and last `metrics.json`, which holds the checksum of
-   the weights and the fingerprint of all inputs. An SAE whose `metrics.json` fits is not trained again.
-5. When all seeds of a site are there, their agreement is added to the first seed's `metrics.json`.
+   the weights and the fingerprint of all inputs. An SAE whose `metrics.json` fits is not trained again. A card for
+   readers (`README.md`) is made from these.
+5. When all seeds of a site are there, their agreement is added to the first seed's `metrics.json`, and that of SAEs
+   trained on halves of the prompts.
+6. What each SAE keeps of the model's behaviour is measured on held-out prompts (`assess_model_saes`).
 
 What is written depends on the inputs alone: an interrupted run that is started again ends with the same bytes. With
 `sae.pretrained` nothing is trained: the SAEs given are checked and copied.
@@ -20,6 +23,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -32,11 +36,14 @@ from refusal.config import Config
 from refusal.errors import InputError
 from refusal.loading import resolve_device
 from refusal.processes import WHOLE, Part
+from refusal.sae.assessment import Prompts, assess
 from refusal.sae.auto import Resolved, resolve
 from refusal.sae.base import Provenance, SparseAutoencoder
+from refusal.sae.card import write_card
 from refusal.sae.checkpoint import Checkpoint
 from refusal.sae.foreign import find_format, load_any
 from refusal.sae.formats import WEIGHTS_FILE, hook_name, load, save
+from refusal.sae.halves import is_large_enough, note_halves, split_halves
 from refusal.sae.metrics import quality, stability
 from refusal.sae.pretrained import check_fits, locate
 from refusal.sae.records import (
@@ -71,6 +78,7 @@ def train_model_saes(config: Config, model_name: str, paths: ResultPaths) -> Non
         ArtefactError, InputError: As `train_part`.
     """
     train_part(config, model_name, paths, WHOLE)
+    halves_part(config, model_name, paths, WHOLE)
     finish(config, model_name, paths)
 
 
@@ -90,10 +98,37 @@ def train_part(config: Config, model_name: str, paths: ResultPaths, part: Part) 
             _adopt(stage, job, locate(config.sae.pretrained, job.site, len(stage.jobs)))
 
 
+def halves_part(config: Config, model_name: str, paths: ResultPaths, part: Part) -> None:
+    """Note one process's share of how well SAEs of two halves of the prompts agree, once all SAEs are there."""
+    if config.sae.pretrained is None and config.sae.stability_halves:
+        _Training(_Stage(config, model_name, paths)).note_halves(part)
+
+
 def finish(config: Config, model_name: str, paths: ResultPaths) -> None:
-    """Note how well the seeds agree, once all SAEs of a model are there."""
+    """Note how well the seeds agree, once all SAEs of a model are there, and describe each."""
+    stage = _Stage(config, model_name, paths)
     if config.sae.pretrained is None:
-        _Training(_Stage(config, model_name, paths)).note_stability()
+        _Training(stage).note_stability()
+    _write_cards(stage)
+
+
+def assess_model_saes(config: Config, model_name: str, paths: ResultPaths) -> None:
+    """Measure with the model what its SAEs keep of it, and note it beside them; what is up to date stays.
+
+    Raises:
+        ArtefactError: Activations, labels or SAEs are missing or damaged.
+        InputError: The model cannot be loaded.
+    """
+    stage = _Stage(config, model_name, paths)
+    folders = {(job.site, job.seed): job.folder for job in stage.jobs if (job.folder / METRICS_FILE).exists()}
+    assess(config, model_name, paths, folders, stage.prompts)
+    _write_cards(stage)
+
+
+def _write_cards(stage: _Stage) -> None:
+    for job in stage.jobs:
+        if (job.folder / METRICS_FILE).exists():
+            write_card(job.folder)
 
 
 def saved_seeds(config: Config) -> tuple[int, ...]:
@@ -149,6 +184,14 @@ class _Stage:
         self.prompt_ids = ids
         self.categories = [by_id[each].category for each in ids]
         self.split: RowSplit = split_rows(ids, [strata[each] for each in ids], self.categories, self.config.seed)
+
+    @property
+    def prompts(self) -> Prompts:
+        """Which prompts train the SAEs, and which are held out."""
+        train, heldout = (
+            frozenset(self.prompt_ids[row] for row in rows.tolist()) for rows in (self.split.train, self.split.heldout)
+        )
+        return Prompts(train, heldout, dict(zip(self.prompt_ids, self.categories, strict=True)))
 
     def rows(self, site: Site) -> TensorRows:
         """Return the rows of a site, in the order of `prompt_ids`."""
@@ -286,6 +329,23 @@ class _Training:
             metrics = SaeMetrics.load(path)
             if metrics.seed_stability != pairs:
                 metrics.model_copy(update={"seed_stability": pairs}).save(path)
+
+    def note_halves(self, part: Part) -> None:
+        """Write into each site's first file, how well SAEs of two halves of the prompts agree."""
+        stage, recipe = self.stage, self.resolved.recipe
+        halves = split_halves(stage.split, stage.prompt_ids, stage.categories, stage.config.seed)
+        if not is_large_enough(halves, recipe):
+            log.warning("%s: too few prompts to train SAEs on halves of them", stage.model_name)
+            return
+        log.info("%s: agreement between halves of the prompts, %d rows each", stage.model_name, len(halves))
+        first = [job for job in stage.jobs if job.seed == saved_seeds(stage.config)[0]]
+        for stack in plan_stacks(first, recipe)[part.rank :: part.size]:
+            folders, tasks = [job.folder for job in stack], partial(self._tasks, stack)
+            with _torch_threads(1) if self._is_tiny(stack) else nullcontext():
+                note_halves(folders, tasks, halves, recipe, stage.folder, self.device)
+
+    def _tasks(self, stack: Sequence[Job]) -> list[Task]:
+        return [Task(job.site.name, job.seed, self.stage.rows(job.site)) for job in stack]
 
 
 def training_device(configured: str) -> torch.device:
