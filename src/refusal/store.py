@@ -14,6 +14,7 @@ What a file of positions holds is in `refusal.positions`. This module does not k
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -219,14 +220,14 @@ class ActivationStore:
         return [prompt_id for shard in self._index["shards"] for prompt_id in shard["prompt_ids"]]
 
     @property
+    def checksum(self) -> str:
+        """Checksum over all shards, which differs when anything in them does."""
+        return hashlib.sha256(json.dumps(self._index["shards"], sort_keys=True).encode()).hexdigest()
+
+    @property
     def has_positions(self) -> bool:
         """Whether positions before the readout position were kept."""
         return all("positions_file" in shard for shard in self._index["shards"])
-
-    @property
-    def positions_checksums(self) -> list[str]:
-        """Checksums of the files of positions, which say what is in them."""
-        return [shard["positions_sha256"] for shard in self._index["shards"]]
 
     def position_index(self, prompt_ids: Sequence[str]) -> PositionIndex:
         """Return where the positions of some prompts are, by prompt in this order, then by token.

@@ -31,6 +31,8 @@ MIN_STRATUM = 4
 """Strata with fewer prompts keep all of them for training."""
 MIN_TRAIN_ROWS = 8
 """Below this many training rows there is nothing to learn."""
+DIGEST_ROWS = 8192
+"""Rows read at once for a checksum."""
 BLOCK_ROWS = 256
 """Draws that lie side by side on disk and are moved together by a block shuffle."""
 WINDOW_ROWS = 2**16
@@ -71,6 +73,14 @@ class TensorRows:
     def take(self, rows: Int[Tensor, " row"]) -> Float[Tensor, "row d_model"]:
         """Return the rows asked for, in that order, as float32."""
         return self.acts[rows].float()
+
+
+def digest(source: RowSource) -> str:
+    """Return a checksum of all rows in their order, whatever holds them."""
+    found = hashlib.sha256()
+    for rows in torch.split(torch.arange(len(source)), DIGEST_ROWS):
+        found.update(source.take(rows).contiguous().numpy().data)
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)

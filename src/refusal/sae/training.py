@@ -52,7 +52,7 @@ from refusal.sae.records import (
     TrainingHistory,
     is_complete,
 )
-from refusal.sae.rows import RowSource, RowSplit, TensorRows, split_rows, thin_prompts
+from refusal.sae.rows import RowSource, RowSplit, TensorRows, digest, split_rows, thin_prompts
 from refusal.sae.trainer import Recipe, Task, Trained, check_recipe, train_stack
 from refusal.schemas import RefusalLabels
 from refusal.sites import Site
@@ -167,6 +167,11 @@ class _Stage:
         n_prompts, d_model = len(self.prompt_ids), self.store.d_model
         self.drawn = split_positions(self.split, n_prompts, places[others.prompt], d_model)
 
+    def rows_in_words(self) -> str:
+        """Return what SAEs are trained on, in words that differ when the activations do."""
+        n_rows, n_prompts = len(self.drawn.train), len(self.prompt_ids)
+        return f"{n_rows} rows of {n_prompts} prompts (checksum {self.store.checksum[:12]})"
+
     def rows(self, site: Site) -> TensorRows:
         """Return the readout rows of a site, in the order of `prompt_ids`."""
         return TensorRows(self.store.readout(site, self.prompt_ids))
@@ -232,14 +237,16 @@ class _Training:
 
     def _train_stack(self, stack: tuple[Job, ...], bar: Any) -> None:
         by_site = {site: self.stage.rows(site) for site in dict.fromkeys(job.site for job in stack)}
-        prints = {job: self._fingerprint(job, by_site[job.site]) for job in stack}
+        sources = {site: self.stage.training_rows(site, rows) for site, rows in by_site.items()}
+        digests = {site: digest(source) for site, source in sources.items()}
+        prints = {job: self._fingerprint(job, digests[job.site]) for job in stack}
         if all(is_complete(job.folder, prints[job]) for job in stack):
             bar.update(self.resolved.recipe.steps)
             return
-        sources = {site: self.stage.training_rows(site, rows) for site, rows in by_site.items()}
         tasks = [Task(job.site.name, job.seed, sources[job.site]) for job in stack]
         together = hashlib.sha256("".join(prints[job] for job in stack).encode()).hexdigest()
-        checkpoint = Checkpoint(self.stage.folder, together)
+        asked = self.stage.config.sae.model_dump_json()
+        checkpoint = Checkpoint(self.stage.folder, together, training=asked, rows=self.stage.rows_in_words())
         with _torch_threads(1) if self._is_tiny(stack) else nullcontext():
             results = train_stack(tasks, self.stage.drawn, self.resolved.recipe, bar.update, checkpoint, self.device)
         bar.update(self.resolved.recipe.steps - max(trained.history[-1].step for trained in results))
@@ -252,8 +259,13 @@ class _Training:
         recipe = self.resolved.recipe
         return len(stack) * recipe.batch_size * recipe.d_sae * self.stage.store.d_model <= TINY_PRODUCT
 
-    def _fingerprint(self, job: Job, rows: TensorRows) -> str:
-        """Return a hash of all that decides the weights of an SAE."""
+    def _fingerprint(self, job: Job, acts: str) -> str:
+        """Return a hash of all that decides the weights of an SAE.
+
+        Args:
+            job: The SAE.
+            acts: Checksum of its rows.
+        """
         decisive = {
             "version": TRAINER_VERSION,
             "recipe": asdict(self.resolved.recipe),
@@ -263,10 +275,10 @@ class _Training:
             "prompts": self.stage.prompt_ids,
             "categories": self.stage.categories,
             "heldout": self.stage.split.heldout.tolist(),
-            "acts": hashlib.sha256(rows.acts.contiguous().numpy().data).hexdigest(),
+            "acts": acts,
         }
         if self.stage.others is not None:
-            decisive["positions"] = {"files": self.stage.store.positions_checksums, "readout_share": READOUT_SHARE}
+            decisive["positions"] = {"of_prompt": self.stage.others.prompt.bincount().tolist(), "share": READOUT_SHARE}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     def _write(self, job: Job, trained: Trained, rows: TensorRows, fingerprint: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 import yaml
@@ -227,8 +229,6 @@ def configured(folder, **sae) -> Config:
 
 @pytest.fixture
 def folder(captured, tmp_path):
-    import shutil
-
     shutil.copytree(captured / "results", tmp_path / "results")
     return tmp_path
 
@@ -292,6 +292,33 @@ def test_a_stage_killed_while_it_streams_ends_with_the_same_bytes(folder, monkey
     assert list(paths.saes(MODEL).glob("checkpoint_*"))
     train_model_saes(config, MODEL, paths)
     assert trained_files(folder) == undisturbed
+
+
+@pytest.mark.parametrize("positions", ["readout", "all"])
+def test_a_store_that_grew_since_a_training_was_stopped_is_told_and_nothing_is_overwritten(
+    folder, monkeypatch, positions
+):
+    config, paths = configured(folder, positions=positions, d_sae="auto"), ResultPaths(folder / "results")
+    monkeypatch.setattr(Checkpoint, "is_due", lambda self: True)
+    save = Checkpoint.save
+
+    def saved_and_killed(self, state):
+        save(self, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", saved_and_killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_model_saes(config, MODEL, paths)
+    before = trained_files(folder)
+    run_inference(config.model_copy(update={"num_samples_per_category": 14}), MODEL, paths)
+    said = r"checkpoint_.*stopped on \d+ rows of 100 prompts .*are now \d+ rows of 140 prompts .*delete it"
+    with pytest.raises(ArtefactError, match=said):
+        train_model_saes(config, MODEL, paths)
+    assert trained_files(folder) == before
+    run_inference(config, MODEL, paths)
+    train_model_saes(config, MODEL, paths)  # put back, it goes on
+    assert not list(paths.saes(MODEL).glob("checkpoint_*"))
 
 
 def test_all_positions_of_a_store_that_has_only_readouts_is_told_and_nothing_is_written(tmp_path):
