@@ -182,7 +182,10 @@ def _lacks_positions(config: Config, paths: ResultPaths, model: str) -> str | No
 
     if not config.sae.uses_all_positions or ActivationStore(paths.activations(model)).has_positions:
         return None
-    return "sae.positions is all, and the activations hold the readout position only"
+    return (
+        "sae.positions is all, and the activations hold the readout position only; the FILE of the inference stage "
+        "must say sae.positions: all too"
+    )
 
 
 def _sae_files(paths: ResultPaths, model: str) -> list[Path]:

@@ -16,7 +16,7 @@ from refusal.model_files import ModelSize
 from refusal.models import resolve, resolve_device, resolve_dtype
 from refusal.prompts import CATEGORIES, draw, load_prompts
 from refusal.resources import MIB, free_bytes, human_bytes
-from refusal.sae.auto import auto_d_sae
+from refusal.sae.auto import auto_d_sae, independent_rows
 from refusal.sae.normalise import RESIDENT_BYTES
 from refusal.sites import Site
 
@@ -53,7 +53,8 @@ def estimate(config: Config, size: ModelSize, n_prompts: int) -> Needs:
     n_sites = size.n_layers if config.activation_layers == "all" else len(config.activation_layers)
     bytes_each = resolve_dtype(config.dtype, resolve_device(config.device)).itemsize
     n_others = n_prompts * OWN_POSITIONS if config.sae.uses_all_positions else 0
-    d_sae = auto_d_sae(n_prompts + n_others, size.d_model).value if config.sae.d_sae == "auto" else config.sae.d_sae
+    counted = independent_rows(n_prompts, n_prompts + n_others)
+    d_sae = auto_d_sae(counted, size.d_model).value if config.sae.d_sae == "auto" else config.sae.d_sae
     n_seeds, one_sae = len(config.sae.seeds), 2 * d_sae * size.d_model * 4
     readout, others = (rows * size.d_model * n_sites * bytes_each for rows in (n_prompts, n_others))
     # other positions are written, and trained on, piece by piece

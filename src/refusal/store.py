@@ -258,7 +258,7 @@ class ActivationStore:
         if not self.has_positions:
             raise ArtefactError(
                 f"{self.folder}: holds the readout position of each prompt only, and sae.positions is all; run the "
-                f"inference stage again ({MADE_BY}), or set sae.positions: readout"
+                f"inference stage with sae.positions: all ({MADE_BY}), or set sae.positions: readout"
             )
         return [self._verified(shard["positions_file"], shard["positions_sha256"]) for shard in self._index["shards"]]
 

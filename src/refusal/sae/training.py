@@ -167,6 +167,11 @@ class _Stage:
         n_prompts, d_model = len(self.prompt_ids), self.store.d_model
         self.drawn = split_positions(self.split, n_prompts, places[others.prompt], d_model)
 
+    def resolve(self) -> Resolved:
+        """Return the recipe for what is trained on."""
+        n_prompts = None if self.others is None else len(self.split.train)
+        return resolve(self.config.sae, len(self.drawn.train), self.store.d_model, n_prompts)
+
     def rows_in_words(self) -> str:
         """Return what SAEs are trained on, in words that differ when the activations do."""
         n_rows, n_prompts = len(self.drawn.train), len(self.prompt_ids)
@@ -220,7 +225,7 @@ class _Training:
 
     def __init__(self, stage: _Stage) -> None:
         self.stage = stage
-        self.resolved: Resolved = resolve(stage.config.sae, len(stage.drawn.train), stage.store.d_model)
+        self.resolved: Resolved = stage.resolve()
         self.device = training_device(stage.config.device)
 
     def run(self, part: Part) -> None:

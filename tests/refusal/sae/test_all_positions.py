@@ -324,7 +324,9 @@ def test_a_store_that_grew_since_a_training_was_stopped_is_told_and_nothing_is_o
 def test_all_positions_of_a_store_that_has_only_readouts_is_told_and_nothing_is_written(tmp_path):
     paths = ResultPaths(tmp_path / "results")
     run_inference(configured(tmp_path, positions="readout"), MODEL, paths)
-    with pytest.raises(ArtefactError, match=r"holds the readout position of each prompt only.*run_inference.*readout"):
+    with pytest.raises(
+        ArtefactError, match=r"holds the readout position of each prompt only.*with sae.positions: all.*readout"
+    ):
         train_model_saes(configured(tmp_path), MODEL, paths)
     assert not paths.saes(MODEL).exists()
 
