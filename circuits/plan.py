@@ -16,8 +16,8 @@ from refusal.model_files import ModelSize
 from refusal.models import resolve, resolve_device, resolve_dtype
 from refusal.prompts import CATEGORIES, draw, load_prompts
 from refusal.resources import MIB, free_bytes, human_bytes
+from refusal.sae.all_positions import IN_MEMORY_BYTES
 from refusal.sae.auto import auto_d_sae, independent_rows
-from refusal.sae.normalise import RESIDENT_BYTES
 from refusal.sites import Site
 
 _LIBRARIES = 512 * MIB
@@ -60,7 +60,7 @@ def estimate(config: Config, size: ModelSize, n_prompts: int) -> Needs:
     # other positions are written, and trained on, piece by piece
     capturing = size.n_parameters * bytes_each + readout + min(2 * SHARD_BYTES, others)
     # training keeps weights, gradients and two moments of each SAE of a site, and its rows in float32
-    rows = 2 * n_prompts * size.d_model * 4 + min(RESIDENT_BYTES, n_others * size.d_model * 4)
+    rows = 2 * n_prompts * size.d_model * 4 + min(IN_MEMORY_BYTES, n_others * size.d_model * 4)
     memory = _LIBRARIES + max(capturing, 4 * n_seeds * one_sae + rows)
     return Needs(n_sites, readout + others, n_seeds * n_sites * one_sae, memory)
 

@@ -22,8 +22,9 @@ from refusal.sae.rows import RowSource, RowSplit, TensorRows
 
 READOUT_SHARE = 0.5
 """Share of the draws, and so on average of each batch, that are readout rows."""
-FULL_SHUFFLE_BYTES = 2**29
-"""Rows of a site up to this size, as float32, are shuffled all together; beyond it in blocks (`rows.RowStream`)."""
+IN_MEMORY_BYTES = 2**29
+"""Rows of a site up to this size, as float32, are kept in memory and shuffled all together; more are read batch by
+batch and shuffled in blocks (`rows.RowStream`)."""
 
 
 @dataclass(frozen=True)
@@ -82,5 +83,5 @@ def split_positions(split: RowSplit, n_prompts: int, prompt: Int[Tensor, " row"]
         train=torch.cat([split.train, n_prompts + torch.arange(len(prompt))]),
         weights=weights,
         n_judged=len(split.train),
-        is_streamed=n_rows * d_model * 4 > FULL_SHUFFLE_BYTES,
+        is_streamed=n_rows * d_model * 4 > IN_MEMORY_BYTES,
     )

@@ -69,7 +69,10 @@ class Checkpoint:
 
     def _refuse_other_rows(self) -> None:
         for path in sorted(self.folder.glob("checkpoint_*.safetensors")) if self.training else ():
-            _, values = _read(path)
+            try:
+                _, values = _read(path)
+            except FileNotFoundError:  # another process has just done with it
+                continue
             if values.get("training") == self.training and values.get("rows") != self.rows:
                 raise ArtefactError(
                     f"{path}: this training was stopped on {values.get('rows')}; the activations have changed since "
@@ -99,11 +102,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         ArtefactError: The file is damaged.
+        FileNotFoundError: There is none.
     """
     try:
         with safe_open(path, "pt") as handle:
             values = json.loads((handle.metadata() or {}).get("values", "null"))
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
+    except FileNotFoundError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtefactError(f"{path}: not readable as a checkpoint ({error}); {_REMEDY}") from error
     return tensors, values if isinstance(values, dict) else {}

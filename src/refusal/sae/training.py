@@ -183,7 +183,12 @@ class _Stage:
 
     def training_rows(self, site: Site, readout: TensorRows) -> RowSource:
         """Return the rows that `drawn` numbers."""
-        return readout if self.others is None else PromptRows(readout, self.store.positions(site, self.others))
+        if self.others is None:
+            return readout
+        others = self.store.positions(site, self.others)
+        if self.drawn.is_streamed:
+            return PromptRows(readout, others)
+        return PromptRows(readout, TensorRows(others.take(torch.arange(len(others)))))
 
     def provenance(self, job: Job) -> Provenance:
         """Return what goes into an SAE's `cfg.json` about where it belongs."""

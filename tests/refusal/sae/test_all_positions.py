@@ -173,7 +173,7 @@ def streaming(monkeypatch):
     """Let nothing be small enough to be kept in memory or shuffled whole."""
     monkeypatch.setattr(normalise, "RESIDENT_BYTES", 0)
     monkeypatch.setattr(normalise, "CHUNK_ROWS", 50)
-    monkeypatch.setattr(all_positions, "FULL_SHUFFLE_BYTES", 0)
+    monkeypatch.setattr(all_positions, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(rows, "BLOCK_ROWS", 8)
     monkeypatch.setattr(rows, "WINDOW_ROWS", 64)
 
