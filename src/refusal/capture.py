@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from refusal.errors import InputError
-from refusal.interventions import record_rows
+from refusal.interventions import Selection, record_rows
 from refusal.models import ChatModel, TokenBatch
 from refusal.positions import Positions
 from refusal.sites import Site
@@ -71,8 +71,7 @@ def capture(
     tokens = model.pad(token_ids)
     cache = DynamicCache(config=model.model.config)
     is_kept = _kept(tokens, first_position)
-    # rows leave the device as they come: those of all sites together need not fit it
-    with record_rows(model, sites, lambda value: value[is_kept.to(value.device)].cpu()) as recording:
+    with record_rows(model, sites, _selection(is_kept, first_position is None)) as recording:
         output = model.model(
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
@@ -84,11 +83,12 @@ def capture(
     logits = output.logits[:, -1]
     prompt, column = is_kept.nonzero().cpu().unbind(1)
     is_readout = column == is_kept.shape[1] - 1
-    readout = {site: rows[is_readout] for site, rows in recording.items()}
+    rows = {site: kept.cpu() for site, kept in recording.items()}
+    readout = {site: kept[is_readout] for site, kept in rows.items()}
     positions = None
     if first_position is not None:
         token = tokens.position_ids.cpu()[prompt, column]
-        before = {site: rows[~is_readout] for site, rows in recording.items()}
+        before = {site: kept[~is_readout] for site, kept in rows.items()}
         positions = Positions(before, prompt[~is_readout], token[~is_readout])
     answers, ended = _continue(model, tokens.attention_mask, cache, logits, max_new_tokens)
     return Capture(readout, TopLogits.of(logits), answers, ended, positions)
@@ -101,6 +101,15 @@ def _kept(tokens: TokenBatch, first_position: int | None) -> Bool[Tensor, "batch
         is_kept = tokens.is_token & (tokens.position_ids >= first_position)
     is_kept[:, -1] = True
     return is_kept
+
+
+def _selection(is_kept: Bool[Tensor, "batch pos"], is_readout_only: bool) -> Selection:
+    """Return what copies the kept rows of a site's value, by prompt, then by position."""
+    if is_readout_only:
+        return lambda value: value[:, -1].clone()
+    places = is_kept.flatten().nonzero()[:, 0]
+    # rows leave the device as they come: those of all sites together need not fit it
+    return lambda value: value.flatten(0, 1)[places.to(value.device)].cpu()
 
 
 def _continue(
