@@ -82,6 +82,18 @@ def test_shards_hold_what_fits_and_every_prompt_once(monkeypatch):
     assert plan_shards([4, 3, 2, 1, 0], [1, 1, 9, 5, 99]) == [[4], [3], [2, 1], [0]]
 
 
+def test_parts_are_joined_with_prompts_numbered_through_and_let_go():
+    parts = [
+        Positions({SITE: torch.full((2, 3), 1.0)}, torch.tensor([0, 2]), torch.tensor([1, 1])),
+        Positions({SITE: torch.full((1, 3), 2.0)}, torch.tensor([1]), torch.tensor([4])),
+    ]
+    joined = Positions.cat(parts, [3, 2])
+    assert joined.prompt.tolist() == [0, 2, 4]
+    assert joined.token.tolist() == [1, 1, 4]
+    assert joined.acts[SITE][:, 0].tolist() == [1, 1, 2]
+    assert not any(part.acts for part in parts)
+
+
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "SHARD_PROMPTS", 12)

@@ -16,6 +16,7 @@ from refusal.artefacts import ResultPaths
 from refusal.config import Config, load
 from refusal.errors import ArtefactError, InputError
 from refusal.inference import run_inference
+from refusal.positions import MappedRows
 from refusal.sae import all_positions, normalise, rows
 from refusal.sae.all_positions import READOUT_SHARE, PromptRows, split_positions
 from refusal.sae.checkpoint import Checkpoint
@@ -238,22 +239,26 @@ def trained_files(folder):
     return {str(path.relative_to(saes)): path.read_bytes() for path in saes.rglob("*") if path.is_file()}
 
 
-def test_rows_from_disk_are_those_of_the_training_prompts_in_the_order_of_prompt_and_token(folder):
-    stage = _Stage(configured(folder), MODEL, ResultPaths(folder / "results"))
+def test_rows_from_disk_are_those_of_the_training_prompts_in_the_order_of_prompt_and_token(folder, monkeypatch):
+    config, paths = configured(folder), ResultPaths(folder / "results")
+    stage = _Stage(config, MODEL, paths)
     readout = stage.rows(SITE)
-    source = stage.training_rows(SITE, readout)
-    assert len(source) == len(stage.prompt_ids) + len(stage.others.prompt)
-    in_memory = torch.cat(
-        [
-            readout.acts,
-            *(
-                stage.store.positions(SITE, stage.store.position_index([stage.prompt_ids[place]])).take(torch.arange(n))
-                for place in stage.split.train.tolist()
-                if (n := len(stage.store.position_index([stage.prompt_ids[place]]).prompt))
-            ),
-        ]
-    )
-    assert torch.equal(source.take(torch.arange(len(source))), in_memory)
+    one_by_one = []
+    for place in stage.split.train.tolist():
+        index = stage.store.position_index([stage.prompt_ids[place]])
+        assert index.token.tolist() == sorted(set(index.token.tolist()))
+        one_by_one.append(stage.store.positions(SITE, index).take(torch.arange(len(index.token))))
+    wanted = torch.cat([readout.acts, *one_by_one])
+    kept = stage.training_rows(SITE, readout)
+    monkeypatch.setattr(all_positions, "IN_MEMORY_BYTES", 0)
+    mapped = _Stage(config, MODEL, paths).training_rows(SITE, readout)
+    assert isinstance(kept.others, TensorRows)
+    assert isinstance(mapped.others, MappedRows)
+    some = torch.randint(len(wanted), (300,), generator=torch.Generator().manual_seed(0))
+    for source in (kept, mapped):
+        assert len(source) == len(wanted)
+        assert torch.equal(source.take(torch.arange(len(wanted))), wanted)
+        assert torch.equal(source.take(some), wanted[some])
     heldout = {stage.prompt_ids[place] for place in stage.split.heldout.tolist()}
     trained = {stage.prompt_ids[stage.split.train[place]] for place in stage.others.prompt.tolist()}
     assert heldout
