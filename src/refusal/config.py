@@ -131,7 +131,7 @@ class SaeConfig(Section):
     )
     positions: Literal["auto", "readout", "all"] = Field(
         default="auto",
-        description="Prompt positions to train on: readout (the last token), or all; auto: see docs/decisions/0004.",
+        description="Prompt positions to train on: readout (the last) or all; auto: readout, see docs/decisions/0004.",
     )
 
     @property
