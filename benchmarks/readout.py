@@ -68,6 +68,7 @@ def floor(model: ChatModel, n_rows: int) -> Callable[[], object]:
     tokens = torch.ones(n_rows, 1, dtype=torch.long)
 
     def run() -> object:
+        """Run the plain forward pass."""
         with torch.no_grad():
             return model.model(input_ids=tokens, use_cache=False)
 
@@ -79,6 +80,7 @@ def forward(batch: ReadoutBatch, n_variants: int) -> Callable[[], object]:
     shift = torch.linspace(0, 1, n_variants)[:, None, None]
 
     def run() -> object:
+        """Run the variants forward."""
         with torch.no_grad():
             return batch.run(n_variants, [Edit(EDITED, lambda acts: acts + shift)], batch.model.sites())
 
@@ -89,6 +91,7 @@ def backward(batch: ReadoutBatch, n_variants: int) -> Callable[[], object]:
     """Return a run with the gradient of a logit with respect to the edited site."""
 
     def run() -> object:
+        """Run the variants forward and back."""
         leaf = torch.zeros(n_variants, len(batch.prompts), 64, requires_grad=True)
         logits = batch.run(n_variants, [Edit(EDITED, lambda acts: acts + leaf)]).logits
         return torch.autograd.grad(logits[..., 7].sum(), leaf)

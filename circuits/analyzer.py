@@ -134,6 +134,7 @@ class RefusalCircuitAnalyzer:
 
     def _report(self, paths: ResultPaths, needs: tuple[Unit, ...]) -> Unit:
         def run() -> None:
+            """Write the reports and keep the paths of what was written."""
             from circuits.report import write_reports
 
             configuration = self.config.model_dump(mode="json")

@@ -88,6 +88,7 @@ def build_contrasts(labels: RefusalLabels, categories: tuple[str, ...], seed: in
 
 def _ids(labels: RefusalLabels, category: str, behaviour: str) -> list[str]:
     def matches(label: PromptLabel) -> bool:
+        """Return whether the prompt is of the category and the model behaved so."""
         return label.category == category and label.behaviour == behaviour
 
     return sorted(label.id for label in labels.prompts if matches(label))

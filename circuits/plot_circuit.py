@@ -23,6 +23,9 @@ from circuits.plot_style import (
     NEGATIVE,
     POSITIVE,
     add_axes,
+    add_head,
+    add_legend,
+    add_notes,
     add_text,
     name,
     new_figure,
@@ -77,7 +80,7 @@ def circuit_plot(circuit: SparseFeatureCircuit) -> Figure:
     bottom = 0.85 + 0.17 * (notes.count("\n") + 1)
     figure = new_figure(width, bottom + max(len(drawn.rows), 1) * row + _HEAD)
     _head(figure, circuit)
-    add_text(figure, 0.3, 0.15, notes, fontsize=8.5, va="bottom", color=FAINT, linespacing=1.3)
+    add_notes(figure, notes)
     axes = add_axes(figure, _LEFT, bottom, width - _LEFT - 0.1, max(len(drawn.rows), 1) * row)
     axes.set_axis_off()
     axes.set(xlim=(-0.3, (width - _LEFT - 0.1) / _COLUMN - 0.3), ylim=(-0.5, max(len(drawn.rows), 1) - 0.5))
@@ -93,9 +96,7 @@ def circuit_plot(circuit: SparseFeatureCircuit) -> Figure:
 
 
 def _head(figure: Figure, circuit: SparseFeatureCircuit) -> None:
-    header, height = circuit.header, figure.get_size_inches()[1]
-    title = f"{name(header.category)}, {name(header.model, 48)}"
-    add_text(figure, 0.3, height - 0.42, title, fontsize=14, weight="bold", va="baseline")
+    header = circuit.header
     ranking = "integrated gradients" if header.method == "attribution" else "correlation with refusal"
     line = (
         f"circuit by {ranking}; n = {header.n_refused} refused, {header.n_complied} complied prompts; "
@@ -103,7 +104,7 @@ def _head(figure: Figure, circuit: SparseFeatureCircuit) -> None:
     )
     if header.metric_refused is not None:
         line += f"; m of refused prompts {number(header.metric_refused, signed=True)} logits"
-    add_text(figure, 0.3, height - 0.68, line, fontsize=9.5, va="baseline", color=FAINT)
+    add_head(figure, f"{name(header.category)}, {name(header.model, 48)}", line)
 
 
 def _notes(circuit: SparseFeatureCircuit, drawn: Drawn) -> str:
@@ -196,6 +197,7 @@ def _colour(value: float) -> str:
 
 def _legend(figure: Figure, bottom: float) -> None:
     def mark(marker: str, colour: str, size: float, label: str) -> Line2D:
+        """Return a legend entry without a line."""
         return Line2D([], [], marker=marker, color=colour, linestyle="none", markersize=size, label=label)
 
     handles = [
@@ -205,15 +207,4 @@ def _legend(figure: Figure, bottom: float) -> None:
         mark("o", FAINT, 4, "smaller = less attribution"),
         Line2D([], [], color=FAINT, linewidth=3, label="wider edge = more passed on"),
     ]
-    width, height = figure.get_size_inches()
-    figure.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(0.2 / width, bottom / height),
-        ncols=5,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=INK,
-        columnspacing=1.6,
-        handletextpad=0.5,
-    )
+    add_legend(figure, handles, 0.2, bottom, ncols=5, columnspacing=1.6, handletextpad=0.5)

@@ -19,7 +19,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from circuits.plot_style import FAINT, GRID, INK, add_axes, add_text, name, new_figure, quiet_axes, wrapped
+from circuits.plot_style import (
+    FAINT,
+    GRID,
+    INK,
+    add_axes,
+    add_head,
+    add_legend,
+    add_notes,
+    add_text,
+    name,
+    new_figure,
+    quiet_axes,
+    wrapped,
+)
+from circuits.summary import used_prompts_text
 from circuits.wording import number, plural
 from refusal.schemas import Comparison, DepthPoint, Interval
 from refusal.sites import Site, SiteKind
@@ -108,16 +122,13 @@ def _columns(comparison: Comparison) -> dict[SiteKind, list[DepthPoint]]:
 
 
 def _head(figure: Figure, comparison: Comparison) -> None:
-    height = figure.get_size_inches()[1]
-    title = f"{name(comparison.model, 48)}: sharing by depth"
-    add_text(figure, 0.3, height - 0.42, title, fontsize=14, weight="bold", va="baseline")
-    used = {support.n_used for support in comparison.support.values() if support.n_used}
-    n = f"n = {min(used)} refused prompts a category" if used else "no category could be used"
+    n = used_prompts_text(comparison)
     seeds = f"; {plural(len(comparison.seeds), 'SAE seed')}" if comparison.seeds else ""
     line = f"{comparison.verdict}; means over {plural(len(comparison.categories), 'category')}, {n}{seeds}"
-    add_text(figure, 0.3, height - 0.68, line, fontsize=9.5, va="baseline", color=FAINT)
+    add_head(figure, f"{name(comparison.model, 48)}: sharing by depth", line)
     if not comparison.depth_profile:
-        text = wrapped(f"Nothing was measured. {comparison.reason}", figure.get_size_inches()[0] - 0.8, 10)
+        width, height = figure.get_size_inches()
+        text = wrapped(f"Nothing was measured. {comparison.reason}", width - 0.8, 10)
         add_text(figure, 0.3, height - 1.3, text, fontsize=10, va="top")
 
 
@@ -248,22 +259,9 @@ def _foot(figure: Figure, comparison: Comparison) -> None:
         diamond: dict[str, Any] = {"marker": "D", "markersize": 5.5, "color": FAINT, "linestyle": "none"}
         handles.append(Line2D([], [], label="MLP neurons of blocks that write the decision", **diamond))
     handles.append(Patch(color=_SHADE, label="at and after commit: every model looks monolithic here"))
-    width, height = figure.get_size_inches()
-    figure.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(0.25 / width, 0.5 / height),
-        ncols=2,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=INK,
-        handlelength=2.6,
-        columnspacing=2.5,
-    )
+    add_legend(figure, handles, 0.25, 0.5, ncols=2, handlelength=2.6, columnspacing=2.5)
     note = (
         "Bands: 95 % bootstrap intervals over prompts and SAE seeds. m: log-odds of refusing at the first answer; "
         "the difference is refused less complied (own, cross, random) or less counterfactual (direct)."
     )
-    add_text(
-        figure, 0.3, 0.15, wrapped(note, width - 0.6, 8.5), fontsize=8.5, va="bottom", color=FAINT, linespacing=1.3
-    )
+    add_notes(figure, wrapped(note, figure.get_size_inches()[0] - 0.6, 8.5))

@@ -17,12 +17,14 @@ from circuits.plot_style import (
     INK,
     UNMEASURED,
     add_axes,
-    add_text,
+    add_head,
+    add_notes,
     name,
     new_figure,
     tick_names,
     wrapped,
 )
+from circuits.summary import used_prompts_text
 from circuits.wording import estimate, interval, number, one_line, plural
 from refusal.schemas import Comparison
 
@@ -62,7 +64,7 @@ def similarity_heatmap(comparison: Comparison) -> Figure:
     bottom = 0.7 * left + 0.35 + 0.17 * (notes.count("\n") + 1)
     figure = new_figure(width, bottom + side + 1.05)
     _head(figure, comparison)
-    add_text(figure, 0.3, 0.15, notes, fontsize=8.5, va="bottom", color=FAINT, linespacing=1.3)
+    add_notes(figure, notes)
     if order:
         axes = add_axes(figure, left, bottom, side, side)
         _draw_matrix(figure, axes, comparison, order)
@@ -71,17 +73,13 @@ def similarity_heatmap(comparison: Comparison) -> Figure:
 
 
 def _head(figure: Figure, comparison: Comparison) -> None:
-    height = figure.get_size_inches()[1]
-    title = f"{name(comparison.model, 48)}: {comparison.verdict}"
-    add_text(figure, 0.3, height - 0.42, title, fontsize=14, weight="bold", va="baseline")
-    used = {support.n_used for support in comparison.support.values() if support.n_used}
-    n = f"n = {min(used)} refused prompts a category" if used else "no category could be used"
+    n = used_prompts_text(comparison)
     if comparison.average_similarity is None:
         line = f"mean transfer not measured; {n}"
     else:
         mean = estimate(comparison.average_similarity, comparison.average_similarity_ci)
         line = f"mean transfer {mean} at {comparison.decisive_site}; {n}; {plural(len(comparison.seeds), 'SAE seed')}"
-    add_text(figure, 0.3, height - 0.7, line, fontsize=9.5, va="baseline", color=FAINT)
+    add_head(figure, f"{name(comparison.model, 48)}: {comparison.verdict}", line, 0.7)
 
 
 def _notes(comparison: Comparison) -> str:

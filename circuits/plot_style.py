@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -52,6 +53,25 @@ def add_text(figure: Figure, left: float, bottom: float, text: str, **style: Any
     """Write text at a place in inches; `$` and the like are text, not mathematics."""
     width, height = figure.get_size_inches()
     figure.text(left / width, bottom / height, drawable(text), parse_math=False, **({"color": INK} | style))
+
+
+def add_head(figure: Figure, title: str, line: str, line_from_top: float = 0.68) -> None:
+    """Write a figure's title and, its baseline some inches from the top, a line below it."""
+    height = figure.get_size_inches()[1]
+    add_text(figure, 0.3, height - 0.42, title, fontsize=14, weight="bold", va="baseline")
+    add_text(figure, 0.3, height - line_from_top, line, fontsize=9.5, va="baseline", color=FAINT)
+
+
+def add_notes(figure: Figure, notes: str) -> None:
+    """Write notes at the foot of a figure; their lines are broken already, by `wrapped` at 8.5 points."""
+    add_text(figure, 0.3, 0.15, notes, fontsize=8.5, va="bottom", color=FAINT, linespacing=1.3)
+
+
+def add_legend(figure: Figure, handles: Sequence[Artist], left: float, bottom: float, **layout: Any) -> None:
+    """Add a legend whose lower left corner is given in inches; `layout` says columns and gaps."""
+    width, height = figure.get_size_inches()
+    place = {"loc": "lower left", "bbox_to_anchor": (left / width, bottom / height)}
+    figure.legend(handles=handles, frameon=False, fontsize=8.5, labelcolor=INK, **place, **layout)
 
 
 def name(text: str, longest: int = LONGEST_NAME) -> str:

@@ -70,6 +70,12 @@ def used_prompts(comparison: Comparison) -> int | None:
     return min((support.n_used for support in comparison.support.values() if support.n_used), default=None)
 
 
+def used_prompts_text(comparison: Comparison) -> str:
+    """Return the number of `used_prompts` in words."""
+    used = used_prompts(comparison)
+    return f"n = {used} refused prompts a category" if used else "no category could be used"
+
+
 def table_categories(report: Report, model: str) -> list[str]:
     """Return every category that a model was asked about: those compared, those left out, those only evaluated."""
     comparison, rates = report.comparisons[model], report.evaluations[model].categories
@@ -77,8 +83,7 @@ def table_categories(report: Report, model: str) -> list[str]:
 
 
 def _transfer(comparison: Comparison) -> str:
-    used = used_prompts(comparison)
-    n = f"n = {used} refused prompts a category" if used else "no category could be used"
+    n = used_prompts_text(comparison)
     if comparison.average_similarity is None:
         return f"{NOT_MEASURED}; {n}"
     mean = estimate(comparison.average_similarity, comparison.average_similarity_ci)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -36,9 +36,11 @@ def report(rows: Sequence[Row]) -> str:
     return "\n".join(sections) + "\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return rows, column -> cell, as a table; there is at least one."""
+    header = list(rows[0])
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+    return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in rows)]) + "\n"
 
 
 def _share(hits: int, n: int) -> str:
@@ -71,71 +73,62 @@ def _summary(main: Sequence[Row]) -> str:
 
 
 def _by_world(main: Sequence[Row]) -> str:
-    body = []
-    for world in dict.fromkeys(row.world for row in main):
-        rows = [row for row in main if row.world == world]
-        found = Counter(row.verdict for row in rows)
-        averages = [row.average for row in rows if row.average is not None]
-        indices = [row.rand_index for row in rows if row.rand_index is not None]
-        measured = f"{min(averages):.2f} to {max(averages):.2f}" if averages else "-"
-        body.append(
-            (
-                world,
-                rows[0].expected,
-                f"{found[rows[0].expected]} of {len(rows)}",
-                ", ".join(f"{n} {verdict}" for verdict, n in found.items() if verdict != rows[0].expected) or "-",
-                f"{rows[0].truth:.2f}" if averages else "-",
-                measured,
-                f"{np.mean(indices):.2f}" if indices else "-",
-                f"{sum(row.baseline == row.expected for row in rows)} of {len(rows)}",
-            )
-        )
-    header = (
-        "world",
-        "expected",
-        "right",
-        "else",
-        "pairs that share",
-        "transfer",
-        "groups: Rand index",
-        "original rule right",
+    return _table(
+        [_of_world([row for row in main if row.world == world]) for world in dict.fromkeys(row.world for row in main)]
     )
-    return _table(header, body)
+
+
+def _of_world(rows: Sequence[Row]) -> dict[str, str]:
+    expected, found = rows[0].expected, Counter(row.verdict for row in rows)
+    averages = [row.average for row in rows if row.average is not None]
+    return {
+        "world": rows[0].world,
+        "expected": expected,
+        "right": f"{found[expected]} of {len(rows)}",
+        "else": ", ".join(f"{n} {verdict}" for verdict, n in found.items() if verdict != expected) or "-",
+        "pairs that share": f"{rows[0].truth:.2f}" if averages else "-",
+        "transfer": f"{min(averages):.2f} to {max(averages):.2f}" if averages else "-",
+        "groups: Rand index": _mean_rand_index(rows),
+        "original rule right": f"{sum(row.baseline == row.expected for row in rows)} of {len(rows)}",
+    }
 
 
 def _confusion(main: Sequence[Row], verdicts: Sequence[str]) -> str:
     counts = Counter(zip((row.expected for row in main), verdicts, strict=True))
     columns = [*VERDICTS, *(["none"] if "none" in verdicts else [])]
-    body = [(expected, *(str(counts[expected, found]) for found in columns)) for expected in VERDICTS]
-    return _table(("expected \\ said", *columns), body)
+    return _table(
+        [
+            {"expected \\ said": expected, **{found: str(counts[expected, found]) for found in columns}}
+            for expected in VERDICTS
+        ]
+    )
 
 
 def _by_prompts(rows: Sequence[Row]) -> str:
-    body = []
-    for n in sorted({row.prompts for row in rows}):
-        runs = [row for row in rows if row.prompts == n and row.draw == 0]
-        right = sum(row.verdict == row.expected for row in runs)
-        widths = [row.high - row.low for row in runs if row.low is not None and row.high is not None]
-        indices = [row.rand_index for row in runs if row.world in PARTIAL_WORLDS and row.rand_index is not None]
-        body.append(
-            (
-                str(n),
-                _share(right, len(runs)),
-                str(sum(row.verdict == "UNDETERMINED" != row.expected for row in runs)),
-                str(sum(map(is_confidently_wrong, runs))),
-                f"{np.median(widths):.3f}" if widths else "-",
-                f"{np.mean(indices):.2f}" if indices else "-",
-            )
-        )
-    header = (
-        "prompts",
-        "right",
-        "undetermined, wrongly",
-        "confidently wrong",
-        "median width of the interval",
-        "groups: Rand index",
+    first_draw = [row for row in rows if row.draw == 0]
+    return _table(
+        [
+            _of_prompts([row for row in first_draw if row.prompts == n])
+            for n in sorted({row.prompts for row in first_draw})
+        ]
     )
-    return _table(header, body)
+
+
+def _of_prompts(rows: Sequence[Row]) -> dict[str, str]:
+    widths = [row.high - row.low for row in rows if row.low is not None and row.high is not None]
+    return {
+        "prompts": str(rows[0].prompts),
+        "right": _share(sum(row.verdict == row.expected for row in rows), len(rows)),
+        "undetermined, wrongly": str(sum(row.verdict == "UNDETERMINED" != row.expected for row in rows)),
+        "confidently wrong": str(sum(map(is_confidently_wrong, rows))),
+        "median width of the interval": f"{np.median(widths):.3f}" if widths else "-",
+        "groups: Rand index": _mean_rand_index([row for row in rows if row.world in PARTIAL_WORLDS]),
+    }
+
+
+def _mean_rand_index(rows: Sequence[Row]) -> str:
+    indices = [row.rand_index for row in rows if row.rand_index is not None]
+    return f"{np.mean(indices):.2f}" if indices else "-"
 
 
 def _coverage(rows: Sequence[Row], main: Sequence[Row]) -> str:
@@ -169,18 +162,18 @@ def _failures(rows: Sequence[Row]) -> str:
     wrong = [row for row in rows if row.verdict != row.expected]
     if not wrong:
         return "None.\n"
-    header = ("model", "prompts", "draw", "expected", "said", "transfer", "decisive site", "planted layers")
-    body = [
-        (
-            row.model,
-            str(row.prompts),
-            str(row.draw),
-            row.expected,
-            row.verdict,
-            "-" if row.average is None else f"{row.average:.2f} [{row.low:.2f}, {row.high:.2f}]",
-            row.decisive_site or "-",
-            row.planted_layers,
-        )
-        for row in wrong
-    ]
-    return _table(header, body)
+    return _table(
+        [
+            {
+                "model": row.model,
+                "prompts": str(row.prompts),
+                "draw": str(row.draw),
+                "expected": row.expected,
+                "said": row.verdict,
+                "transfer": "-" if row.average is None else f"{row.average:.2f} [{row.low:.2f}, {row.high:.2f}]",
+                "decisive site": row.decisive_site or "-",
+                "planted layers": row.planted_layers,
+            }
+            for row in wrong
+        ]
+    )

@@ -111,6 +111,7 @@ def category_rates(labels: Sequence[PromptLabel]) -> CategoryRates:
     """Return refusal, over-refusal (80k and hard-1k apart), compliance and cannot-tell rates of these prompts."""
 
     def refusal(source: PromptSource) -> Rate:
+        """Return the rate of refusals among the prompts of one source."""
         return _rate(_is_refused(label) for label in labels if label.source == source)
 
     return CategoryRates(
@@ -134,6 +135,7 @@ def f1_estimate(n_true_positive: int, n_false_positive: int, n_false_negative: i
     share = wilson_interval(n_true_positive, n, LEVEL)
 
     def to_f1(j: float | None) -> float | None:
+        """Return the F1 that belongs to a J; nothing where J has no interval."""
         return None if j is None else 2 * j / (1 + j)
 
     reason = "no toxic and no refused prompts" if n == 0 else share.reason

@@ -179,6 +179,7 @@ class _Run:
 
     def _shard(self, ids: list[str], token_ids: list[list[int]], progress: Callable[[int], object]) -> Shard:
         def run(rows: range) -> Capture:
+            """Capture rows of the shard, checked for values that are not finite."""
             batch = token_ids[rows.start : rows.stop]
             found = capture(self.model, batch, self.sites, self.config.max_new_tokens, self.first_position)
             check_finite(found, ids[rows.start : rows.stop], self.model)
@@ -270,6 +271,7 @@ def _label(prompt: Prompt, answer: Answer, judgement: Judgement, scores: Mapping
 
 def _openers(model: ChatModel, learned: RefusalMetric | OpenersUnavailable, prefix: tuple[int, ...]) -> Openers:
     def text(tokens: tuple[int, ...]) -> tuple[str, ...]:
+        """Return tokens as the user would read them."""
         return tuple(model.tokenizer.decode([token]) for token in tokens)
 
     return Openers(

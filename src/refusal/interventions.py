@@ -43,7 +43,10 @@ def record_rows(model: ChatModel, sites: Collection[Site], select: Selection) ->
     recording: dict[Site, Tensor] = {}
 
     def keep(site: Site) -> SiteUse:
+        """Return what puts the site's value into the recording."""
+
         def use(value: Tensor) -> None:
+            """Record a value; returns nothing, so the pass goes on unchanged."""
             recording[site] = select(value)
 
         return use

@@ -283,17 +283,21 @@ class ChatModel:
         shape: list[torch.Size] = []
 
         def note_shape(module: Any, args: Any, kwargs: Any) -> None:
+            """Keep `[batch, pos, d_model]` of the block's input, which a flat MLP no longer shows."""
             shape[:] = [(args[0] if args else kwargs["hidden_states"]).shape]
 
         def used(value: Tensor) -> Tensor | None:
+            """Return the edited value in the module's own shape; `None`: it stays."""
             changed = use(value.unflatten(0, shape[0][:2]) if shape else value)
             return None if changed is None else changed.reshape(value.shape).contiguous()
 
         def on_output(module: Any, args: Any, output: Any) -> Any:
+            """Edit the module's output, or the first of its outputs."""
             changed = used(output[0] if isinstance(output, tuple) else output)
             return (changed, *output[1:]) if changed is not None and isinstance(output, tuple) else changed
 
         def on_input(module: Any, args: Any) -> Any:
+            """Edit the module's first input."""
             changed = used(args[0])
             return None if changed is None else (changed, *args[1:])
 
@@ -323,7 +327,10 @@ class ChatModel:
         acts: dict[Site, Tensor] = {}
 
         def shift(site: Site) -> SiteUse:
+            """Return what records a site's value and adds its shift."""
+
             def use(value: Tensor) -> Tensor:
+                """Check the shape, record the value and add the shift, so that gradients show what the site does."""
                 acts[site] = value.detach().clone()
                 self._require(value.shape == (*ids.shape, self.d_model), site, f"its shape is {tuple(value.shape)}")
                 return value + shifts[site].to(value)

@@ -116,7 +116,10 @@ class ReadoutBatch:
             by_site.setdefault(each.site, []).append(each.apply)
 
         def transform(applied: list[ReadoutTransform]) -> Transform:
+            """Return the transforms of one site as one."""
+
             def change(value: Tensor) -> Tensor:
+                """Apply them in order on `[variant, batch, width]`, and return the layout of the run."""
                 acts = self._layout.by_variant(value, n_variants)
                 for apply in applied:
                     acts = apply(acts)
@@ -178,6 +181,7 @@ class _SideBySide:
         self._mask: Float[Tensor, "batch 1 variant key"] | None = None
 
     def inputs(self, n_variants: int) -> dict[str, Any]:
+        """Return the arguments of the model's forward pass."""
         return {
             "input_ids": self._tokens.input_ids[:, -1:].expand(-1, n_variants),
             "position_ids": self._tokens.position_ids[:, -1:].expand(-1, n_variants),
@@ -193,9 +197,11 @@ class _SideBySide:
         return self._mask
 
     def by_variant(self, value: Tensor, n_variants: int) -> Tensor:
+        """Return `[variant, batch, ...]` of `[batch, variant, ...]`."""
         return value.transpose(0, 1)
 
     def as_run(self, acts: Tensor) -> Tensor:
+        """Return `[batch, variant, ...]` of `[variant, batch, ...]`."""
         return acts.transpose(0, 1)
 
 
@@ -208,6 +214,7 @@ class _Rows:
         self._copies: tuple[int, DynamicCache] = (1, prefix)
 
     def inputs(self, n_variants: int) -> dict[str, Any]:
+        """Return the arguments of the model's forward pass."""
         tokens = self._tokens
         return {
             "input_ids": tokens.input_ids[:, -1:].repeat(n_variants, 1),
@@ -226,8 +233,10 @@ class _Rows:
         return _shallow(self._copies[1])
 
     def by_variant(self, value: Tensor, n_variants: int) -> Tensor:
+        """Return `[variant, batch, ...]` of `[variant * batch, 1, ...]`."""
         rows: Tensor = value[:, -1].unflatten(0, (n_variants, -1))
         return rows
 
     def as_run(self, acts: Tensor) -> Tensor:
+        """Return `[variant * batch, 1, ...]` of `[variant, batch, ...]`."""
         return acts.flatten(0, 1).unsqueeze(1)

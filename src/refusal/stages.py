@@ -248,6 +248,7 @@ class _Collector(logging.Handler):
         self.texts = texts
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Keep the record's text unless it is there."""
         text = record.getMessage().strip()
         if text not in self.texts:
             self.texts.append(text)

@@ -241,6 +241,7 @@ def auc_interval(value: float | None, n_positive: int, n_negative: int, level: f
     z = _z(level)
 
     def excess(t: float) -> float:
+        """Return (value - t)^2 - z^2 V(t), whose roots are the ends."""
         growth = 1 + (n / 2 - 1) * ((1 - t) / (2 - t) + t / (1 + t))
         return (value - t) ** 2 - z * z * t * (1 - t) * growth / (n_positive * n_negative)
 

@@ -153,6 +153,7 @@ class _Walk:
         self._visited: set[int] = set()
 
     def mapping(self, node: yaml.MappingNode, above: Location) -> None:
+        """Visit the keys of a mapping: their lines, and findings for those that are no words or stand twice."""
         seen: set[str] = set()
         for key_node, value in node.value:
             line = _line(key_node)

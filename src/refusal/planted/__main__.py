@@ -82,6 +82,7 @@ def _make(arguments: argparse.Namespace, command: str) -> int:
     model = make_model(world, tokenizer)
 
     def is_content() -> bool:
+        """Return whether fresh prompts show the planted mechanism, by stricter limits than the final check."""
         checks = verify(world, model, tokenizer, seed=98)
         logging.info("%s", checks)
         shares = (checks.behaviour, checks.interchange, checks.single_slices, checks.outside)

@@ -83,11 +83,13 @@ def _exchanging(model: Any, exchanges: Sequence[Exchange], position: int) -> Ite
         by_layer.setdefault(each.layer, []).append((position + 1 + index, each))
 
     def hook(here: list[tuple[int, Exchange]]) -> Any:
+        """Return the forward pre-hook of one layer's exchanges."""
         places = torch.tensor([place for place, _ in here])
         source = torch.stack([each.source for _, each in here])
         chosen = torch.stack([each.chosen for _, each in here])
 
         def change(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            """Write the exchanged neurons into the acts that `down_proj` reads."""
             acts = inputs[0]
             values = torch.where(chosen, acts[:, position][source], acts[:, places].transpose(0, 1))
             return (acts.index_copy(1, places, values.transpose(0, 1)),)

@@ -62,6 +62,7 @@ class Language:
         """Return a random prompt, of a category and intent if given."""
 
         def pick(options: tuple[str, ...]) -> str:
+            """Return one option at random."""
             return options[int(generator.integers(len(options)))]
 
         category = pick(CATEGORIES) if category is None else category
@@ -143,6 +144,7 @@ def made_up(seed: int, common_share: float) -> Language:
     unused = iter(generator.permutation(spellings).tolist())
 
     def take(n: int) -> tuple[str, ...]:
+        """Return the next n unused words."""
         return tuple(next(unused) for _ in range(n))
 
     topics = {category: take(N_TOPICS) for category in CATEGORIES}

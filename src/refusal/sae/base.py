@@ -185,6 +185,7 @@ def register(architecture: str) -> Callable[[type[_Sae]], type[_Sae]]:
     """Return a decorator that enters a class into the table of architectures under the name `architecture`."""
 
     def enter(cls: type[_Sae]) -> type[_Sae]:
+        """Enter the class and return it unchanged."""
         assert architecture not in ARCHITECTURES, f"{architecture} is registered twice"
         cls.architecture = architecture
         ARCHITECTURES[architecture] = cls

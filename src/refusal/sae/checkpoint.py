@@ -21,6 +21,8 @@ from torch import Tensor
 from refusal.artefacts import atomic_write
 from refusal.errors import ArtefactError
 
+SECONDS = 60.0
+"""Time between two writes, at least."""
 _REMEDY = "delete it; the training then starts anew"
 
 
@@ -40,7 +42,7 @@ class Checkpoint:
     folder: Path
     fingerprint: str
     """Of all that decides the weights."""
-    seconds: float = 60.0
+    seconds: float = field(default_factory=lambda: SECONDS)
     """Time between two writes, at least."""
     training: str = ""
     """What is trained with which settings, whatever the rows; empty: not compared."""

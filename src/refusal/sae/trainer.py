@@ -16,6 +16,7 @@ Source: Gao et al. 2406.04093, appendix A.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,6 +33,8 @@ from refusal.sae.gradients import AuxK, Weights
 from refusal.sae.normalise import NormalisedRows, fold
 from refusal.sae.objectives import CPU, OBJECTIVES, decode
 from refusal.sae.rows import RowSource, RowSplit, RowStream, seeded_generator
+
+log = logging.getLogger(__name__)
 
 BETAS = (0.9, 0.999)
 ENCODER_START = 0.3
@@ -161,7 +164,9 @@ def train_stack(
     run = _StackRun(tasks, split, recipe, device)
     saved = None if checkpoint is None else checkpoint.load()
     if saved is not None:
-        on_steps(run.restore(saved))
+        step = run.restore(saved)
+        log.info("%s: going on from step %d of %d", ", ".join(sorted({t.name for t in tasks})), step, recipe.steps)
+        on_steps(step)
     while run.active:
         on_steps(run.advance())
         if checkpoint is not None and run.active and checkpoint.is_due():
