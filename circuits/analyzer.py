@@ -130,7 +130,9 @@ class RefusalCircuitAnalyzer:
         files = local_files(self.config.dataset_dir, self.config.safe_subset)
         outputs = partial(_inference_files, paths, model)
         unit = self._unit(Stage.INFERENCE, model, INFERENCE_KEYS, (), _infer, outputs, paths)
-        return Unit(unit.stage, model, unit.keys, (*files, *decisive_files(*resolve(model))), (), outputs, unit.run)
+        inputs = (*files, *decisive_files(*resolve(model)))
+        lacks = partial(_lacks_positions, self.config, paths, model)
+        return Unit(unit.stage, model, unit.keys, inputs, (), outputs, unit.run, lacks)
 
     def _unit(
         self,
@@ -188,6 +190,17 @@ def _existing(*paths: Path) -> list[Path]:
 def _inference_files(paths: ResultPaths, model: str) -> list[Path]:
     files = sorted(path for path in paths.activations(model).glob("*") if path.is_file())
     return [*files, paths.refusal_labels(model), paths.model_outputs(model), paths.evaluation(model)]
+
+
+def _lacks_positions(config: Config, paths: ResultPaths, model: str) -> str | None:
+    from refusal.store import ActivationStore
+
+    if not config.sae.uses_all_positions or ActivationStore(paths.activations(model)).has_positions:
+        return None
+    return (
+        "sae.positions is all, and the activations hold the readout position only; the FILE of the inference stage "
+        "must say sae.positions: all too"
+    )
 
 
 def _sae_files(paths: ResultPaths, model: str) -> list[Path]:

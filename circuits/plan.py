@@ -11,15 +11,19 @@ from refusal.artefacts import ResultPaths
 from refusal.cli import as_table
 from refusal.config import Config, Stage
 from refusal.errors import InputError
+from refusal.inference import SHARD_BYTES
 from refusal.model_files import ModelSize
 from refusal.models import resolve, resolve_device, resolve_dtype
 from refusal.prompts import CATEGORIES, draw, load_prompts
 from refusal.resources import MIB, free_bytes, human_bytes
-from refusal.sae.auto import auto_d_sae
+from refusal.sae.all_positions import IN_MEMORY_BYTES
+from refusal.sae.auto import auto_d_sae, independent_rows
 from refusal.sites import Site
 
 _LIBRARIES = 512 * MIB
 """Memory of Python and torch themselves."""
+OWN_POSITIONS = 40
+"""Positions of a prompt that SAEs train on besides the readout, as a guess; inference counts them before it begins."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,17 @@ def estimate(config: Config, size: ModelSize, n_prompts: int) -> Needs:
     """Return what a model takes with `n_prompts` prompts."""
     n_sites = size.n_layers if config.activation_layers == "all" else len(config.activation_layers)
     bytes_each = resolve_dtype(config.dtype, resolve_device(config.device)).itemsize
-    rows = n_prompts * size.d_model
-    d_sae = auto_d_sae(n_prompts, size.d_model).value if config.sae.d_sae == "auto" else config.sae.d_sae
+    n_others = n_prompts * OWN_POSITIONS if config.sae.uses_all_positions else 0
+    counted = independent_rows(n_prompts, n_prompts + n_others)
+    d_sae = auto_d_sae(counted, size.d_model).value if config.sae.d_sae == "auto" else config.sae.d_sae
     n_seeds, one_sae = len(config.sae.seeds), 2 * d_sae * size.d_model * 4
-    activations = rows * n_sites * bytes_each
+    readout, others = (rows * size.d_model * n_sites * bytes_each for rows in (n_prompts, n_others))
+    # other positions are written, and trained on, piece by piece
+    capturing = size.n_parameters * bytes_each + readout + min(2 * SHARD_BYTES, others)
     # training keeps weights, gradients and two moments of each SAE of a site, and its rows in float32
-    memory = max(size.n_parameters * bytes_each + activations, 4 * n_seeds * one_sae + 2 * rows * 4)
-    return Needs(n_sites, activations, n_seeds * n_sites * one_sae, _LIBRARIES + memory)
+    rows = 2 * n_prompts * size.d_model * 4 + min(IN_MEMORY_BYTES, n_others * size.d_model * 4)
+    memory = _LIBRARIES + max(capturing, 4 * n_seeds * one_sae + rows)
+    return Needs(n_sites, readout + others, n_seeds * n_sites * one_sae, memory)
 
 
 def check_before_loading(config: Config) -> None:

@@ -122,7 +122,7 @@ class SaeConfig(Section):
         "its number.",
     )
     max_samples: Annotated[Int, Field(ge=2)] | None = Field(
-        default=None, description="Activations to train on; null: all."
+        default=None, description="Prompts whose activations are trained on; null: all."
     )
     matmul_dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
@@ -134,6 +134,20 @@ class SaeConfig(Section):
         description="Train two more SAEs a site, on halves of the prompts, to see whether other prompts give the same "
         "latents; takes as long as one more seed.",
     )
+    positions: Literal["auto", "readout", "all"] = Field(
+        default="auto",
+        description="Prompt positions to train on: readout (the last) or all; auto: readout, see docs/decisions/0006.",
+    )
+
+    @property
+    def trains_on(self) -> Literal["readout", "all"]:
+        """Which positions SAEs train on, with auto resolved."""
+        return "readout" if self.positions == "auto" else self.positions
+
+    @property
+    def uses_all_positions(self) -> bool:
+        """Whether SAEs are trained, and on all prompt positions: inference then keeps them."""
+        return self.pretrained is None and self.trains_on == "all"
 
     @field_validator("seeds")
     @classmethod

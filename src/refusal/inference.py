@@ -2,7 +2,8 @@
 
 1. load and draw the prompts, tokenise all of them: whatever is wrong with them is said before anything runs;
    tokens that every answer begins with (Llama 2 opens with a bare space) are moved into the prompt;
-2. capture them shard by shard, sorted by length, each shard written when it is done (a killed run goes on there);
+2. capture them shard by shard, sorted by length, each shard written when it is done (a killed run goes on there); with
+   SAEs that train on all positions, the same pass keeps the positions before the readout position too;
 3. judge the responses, learn the openers, write labels, outputs and rates.
 """
 
@@ -12,6 +13,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -25,7 +28,9 @@ from refusal.evaluation import evaluate
 from refusal.labels import Judgement, classify_detailed
 from refusal.metric import OpenersUnavailable, RefusalMetric, learn_openers, score_top_logits
 from refusal.models import ChatModel
+from refusal.positions import Positions, count_rows, first_own_position
 from refusal.prompts import Draw, Prompt, draw, load_prompts
+from refusal.resources import free_bytes, human_bytes
 from refusal.schemas import ModelOutput, ModelOutputs, Openers, PromptLabel, RefusalLabels
 from refusal.sites import Site
 from refusal.store import ActivationStore, ActivationWriter, Answer, Shard, TopLogits
@@ -34,6 +39,8 @@ log = logging.getLogger(__name__)
 
 SHARD_PROMPTS = 256
 """Prompts per shard: what a kill can cost."""
+SHARD_BYTES = 2**29
+"""Positions before the readout position in a shard, in bytes, at most (or those of one prompt): what is in memory."""
 
 
 def draw_prompts(config: Config) -> Draw:
@@ -84,6 +91,40 @@ def require_room(
         )
 
 
+def require_disk(folder: Path, n_bytes: int) -> None:
+    """Raise if the disk has no room for the positions before the readout position.
+
+    Raises:
+        InputError: Names the folder, what is needed and what is free.
+    """
+    # what an earlier run left there is replaced
+    free = free_bytes(folder) + sum(path.stat().st_size for path in folder.glob("positions-*"))
+    if n_bytes > free:
+        raise InputError(
+            f"sae.positions: all positions of the prompts take {human_bytes(n_bytes)} in {folder}, where "
+            f"{human_bytes(free)} are free; free some, choose another --result-dir, name fewer sites in "
+            "activation_layers, or set sae.positions: readout"
+        )
+
+
+def plan_shards(order: Sequence[int], n_bytes: Sequence[int]) -> list[list[int]]:
+    """Return the prompts of each shard: at most `SHARD_PROMPTS`, and `SHARD_BYTES` of positions unless of one prompt.
+
+    Args:
+        order: Numbers of the prompts in the order in which they run.
+        n_bytes: What is kept of the positions of each prompt, by its number.
+    """
+    shards: list[list[int]] = []
+    room = 0
+    for row in order:
+        if not shards or len(shards[-1]) == SHARD_PROMPTS or n_bytes[row] > room:
+            shards.append([])
+            room = SHARD_BYTES
+        shards[-1].append(row)
+        room -= n_bytes[row]
+    return shards
+
+
 class _Run:
     """Captures prompts with one model, shard by shard."""
 
@@ -96,11 +137,18 @@ class _Run:
         self.sites = sites
         self.folder = paths.activations(model.name)
         self.batch_size = 0
+        self.first_position: int | None = None
+        self._row_bytes = len(sites) * model.d_model * model.dtype.itemsize
 
     def capture_all(self, prompts: Sequence[Prompt], token_ids: list[list[int]]) -> None:
         """Write every shard that is not complete, then the index."""
         order = sorted(range(len(prompts)), key=lambda row: (len(token_ids[row]), prompts[row].id))
-        shards = [order[first : first + SHARD_PROMPTS] for first in range(0, len(order), SHARD_PROMPTS)]
+        n_bytes = [0] * len(order)
+        if self.config.sae.uses_all_positions:
+            self.first_position = first_own_position(token_ids)
+            n_bytes = [n_rows * self._row_bytes for n_rows in count_rows(token_ids, self.first_position)]
+            require_disk(self.folder, sum(n_bytes))
+        shards = plan_shards(order, n_bytes)
         writer = ActivationWriter(self.folder, self._plan(prompts, token_ids))
         self.batch_size = batch_size_for(token_ids, self.config.batch_size)
         with tqdm(total=len(order), desc=f"inference: {self.model.name}", unit="prompt", disable=None) as bar:
@@ -114,7 +162,7 @@ class _Run:
 
     def _plan(self, prompts: Sequence[Prompt], token_ids: list[list[int]]) -> str:
         """Return a hash of all that decides the content of shards."""
-        decisive = {
+        decisive: dict[str, Any] = {
             "prompts": [prompt.id for prompt in prompts],
             "tokens": token_ids,
             "sites": [str(site) for site in self.sites],
@@ -125,12 +173,15 @@ class _Run:
             "shard": SHARD_PROMPTS,
             "model": _weights_digest(self.model),
         }
+        if self.first_position is not None:
+            decisive |= {"first_position": self.first_position, "shard_bytes": SHARD_BYTES}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     def _shard(self, ids: list[str], token_ids: list[list[int]], progress: Callable[[int], object]) -> Shard:
         def run(rows: range) -> Capture:
             """Capture rows of the shard, checked for values that are not finite."""
-            found = capture(self.model, token_ids[rows.start : rows.stop], self.sites, self.config.max_new_tokens)
+            batch = token_ids[rows.start : rows.stop]
+            found = capture(self.model, batch, self.sites, self.config.max_new_tokens, self.first_position)
             check_finite(found, ids[rows.start : rows.stop], self.model)
             progress(len(rows))
             return found
@@ -139,10 +190,12 @@ class _Run:
         answers = [answer for part in parts for answer in part.answers]
         ended = [flag for part in parts for flag in part.ended]
         first = TopLogits.cat([part.first_token for part in parts])
+        before = [part.positions for part in parts if part.positions is not None]
         return Shard(
             tuple(self._answer(*row) for row in zip(ids, answers, ended, first.ids[:, 0].tolist(), strict=True)),
             {site: torch.cat([part.readout[site] for part in parts]) for site in self.sites},
             first,
+            Positions.cat(before, [len(part.answers) for part in parts]) if before else None,
         )
 
     def _answer(self, prompt_id: str, tokens: list[int], ended: bool, first_token: int) -> Answer:

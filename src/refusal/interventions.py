@@ -20,6 +20,8 @@ Transform = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch 
 """What an edit does to a site's value at all positions."""
 Recording = dict[Site, Float[Tensor, "batch pos d_model"]]
 """Values of sites, filled anew by each forward pass."""
+Selection = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "*kept d_model"]]
+"""What of a site's value to keep, as a copy."""
 
 
 @contextmanager
@@ -31,14 +33,21 @@ def record(model: ChatModel, sites: Collection[Site], *, last_only: bool = True)
         sites: What to record.
         last_only: Keep the last position only, `[batch, 1, d_model]`: the readout position of left-padded prompts.
     """
-    recording: Recording = {}
+    with record_rows(model, sites, lambda value: (value[:, -1:] if last_only else value).clone()) as recording:
+        yield recording
+
+
+@contextmanager
+def record_rows(model: ChatModel, sites: Collection[Site], select: Selection) -> Iterator[dict[Site, Tensor]]:
+    """Yield a mapping from each site to what `select` copied of its value in the latest forward pass."""
+    recording: dict[Site, Tensor] = {}
 
     def keep(site: Site) -> SiteUse:
         """Return what puts the site's value into the recording."""
 
         def use(value: Tensor) -> None:
             """Record a value; returns nothing, so the pass goes on unchanged."""
-            recording[site] = (value[:, -1:] if last_only else value).clone()
+            recording[site] = select(value)
 
         return use
 

@@ -58,6 +58,8 @@ class Unit:
     outputs: Callable[[], Sequence[Path]]
     """Files it has written, asked when it is done."""
     run: Callable[[], None]
+    lacks: Callable[[], str | None] = lambda: None
+    """Says what its outputs, though as they were written, do not hold that is needed now; None if nothing."""
     version: int = 1
     """Raised when the code makes other results from the same inputs."""
 
@@ -114,7 +116,8 @@ class Pipeline:
             return State(False, changed)
         outputs = record["outputs"]
         wrong = next((name for name in outputs if not _is_as_recorded(self.paths.root / name, outputs[name])), None)
-        return State(True, "up to date") if wrong is None else State(False, f"{wrong} is missing or changed")
+        lacking = f"{wrong} is missing or changed" if wrong is not None else unit.lacks()
+        return State(lacking is None, lacking or "up to date")
 
     def _is_forced(self, unit: Unit) -> bool:
         return unit.stage in self._redone and (unit.stage, unit.model) not in self._done

@@ -4,15 +4,17 @@
 activations/MODEL/shard-00000.safetensors   readout/SITE [prompt, d_model], first_token/{ids,logits,logsumexp}
 activations/MODEL/shard-00000.json          plan, prompt ids, responses, checksum: written last, so it says "complete"
 activations/MODEL/index.json                sites, dtype, shapes, every shard's prompt ids and checksum
+activations/MODEL/positions-00000.safetensors   where SAEs train on all positions: those before the readout position
 ```
 
 Shards are written as they come, so memory does not grow with the number of prompts and a killed run goes on at the last
 complete shard. Rows carry prompt ids: nothing depends on order. A shard is believed only when its checksum fits.
-This module does not know models or labels.
+What a file of positions holds is in `refusal.positions`. This module does not know models or labels.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -29,6 +31,7 @@ from torch import Tensor
 
 from refusal.artefacts import atomic_write, read_json, sha256_file, write_json
 from refusal.errors import ArtefactError
+from refusal.positions import MappedRows, PositionIndex, Positions
 from refusal.sites import Site
 
 SCHEMA = "refusal-circuits/activations/1"
@@ -76,6 +79,8 @@ class Shard:
     answers: tuple[Answer, ...]
     readout: dict[Site, Float[Tensor, "prompt d_model"]]
     first_token: TopLogits
+    positions: Positions | None = None
+    """Positions before the readout position, where they are kept."""
 
 
 class ActivationWriter:
@@ -100,8 +105,12 @@ class ActivationWriter:
             content = read_json(rows, MADE_BY)
         except ArtefactError:  # damaged: to be captured again
             return False
-        has_rows = isinstance(content, dict) and content.get("schema") == SCHEMA and content.get("plan") == self.plan
-        return bool(has_rows and content.get("sha256") == sha256_file(tensors))
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA or content.get("plan") != self.plan:
+            return False
+        files = {tensors: content.get("sha256")}
+        if "positions_sha256" in content:
+            files[_positions_path(self.folder, index)] = content["positions_sha256"]
+        return all(path.exists() and sha256_file(path) == checksum for path, checksum in files.items())
 
     def write(self, index: int, shard: Shard) -> None:
         """Write one shard; it is complete when this returns, and not before."""
@@ -111,15 +120,17 @@ class ActivationWriter:
         tensors |= {"first_token/ids": top.ids.to(torch.int32), "first_token/logits": top.logits.contiguous()}
         tensors["first_token/logsumexp"] = top.logsumexp
         rows.unlink(missing_ok=True)
-        with atomic_write(path) as beside:
-            # one metadata key: files with several are not byte-reproducible
-            save_file(tensors, beside, metadata={"meta": json.dumps({"schema": SCHEMA})})
-        content = {
+        content: dict[str, Any] = {
             "schema": SCHEMA,
             "plan": self.plan,
-            "sha256": sha256_file(path),
+            "sha256": _save(path, tensors),
             "answers": [vars(answer) for answer in shard.answers],
         }
+        positions = _positions_path(self.folder, index)
+        if shard.positions is None:
+            positions.unlink(missing_ok=True)
+        else:
+            content["positions_sha256"] = _save(positions, shard.positions.tensors())
         write_json(rows, content)
 
     def finish(self, n_shards: int) -> None:
@@ -133,16 +144,17 @@ class ActivationWriter:
                 sites = sorted(Site.parse(name) for name in names)
                 first = handle.get_slice(f"readout/{sites[0]}")
                 dtype, d_model = first.get_dtype(), first.get_shape()[1]
-            ids = [answer["id"] for answer in content["answers"]]
-            shards.append(
-                {
-                    "file": path.name,
-                    "sha256": content["sha256"],
-                    "rows_file": rows.name,
-                    "rows_sha256": sha256_file(rows),
-                    "prompt_ids": ids,
-                }
-            )
+            shard = {
+                "file": path.name,
+                "sha256": content["sha256"],
+                "rows_file": rows.name,
+                "rows_sha256": sha256_file(rows),
+                "prompt_ids": [answer["id"] for answer in content["answers"]],
+            }
+            if "positions_sha256" in content:
+                shard["positions_file"] = _positions_path(self.folder, index).name
+                shard["positions_sha256"] = content["positions_sha256"]
+            shards.append(shard)
         index_content = {
             "schema": SCHEMA,
             "position": "readout",
@@ -153,14 +165,26 @@ class ActivationWriter:
             "shards": shards,
         }
         write_json(self.folder / "index.json", index_content)
-        for stale in sorted(self.folder.glob("shard-*")):
-            if int(stale.name[6:11]) >= n_shards:
+        for stale in sorted([*self.folder.glob("shard-*"), *self.folder.glob("positions-*")]):
+            if int(stale.stem.rpartition("-")[2]) >= n_shards:
                 stale.unlink()
 
 
 def _shard_paths(folder: Path, index: int) -> tuple[Path, Path]:
     stem = f"shard-{index:05d}"
     return folder / f"{stem}.json", folder / f"{stem}.safetensors"
+
+
+def _positions_path(folder: Path, index: int) -> Path:
+    return folder / f"positions-{index:05d}.safetensors"
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Write tensors atomically and return the checksum of the file."""
+    with atomic_write(path) as beside:
+        # one metadata key: files with several are not byte-reproducible
+        save_file(tensors, beside, metadata={"meta": json.dumps({"schema": SCHEMA})})
+    return sha256_file(path)
 
 
 class ActivationStore:
@@ -195,6 +219,49 @@ class ActivationStore:
         """Ids in the order of the rows."""
         return [prompt_id for shard in self._index["shards"] for prompt_id in shard["prompt_ids"]]
 
+    @property
+    def checksum(self) -> str:
+        """Checksum over all shards, which differs when anything in them does."""
+        return hashlib.sha256(json.dumps(self._index["shards"], sort_keys=True).encode()).hexdigest()
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether positions before the readout position were kept."""
+        return all("positions_file" in shard for shard in self._index["shards"])
+
+    def position_index(self, prompt_ids: Sequence[str]) -> PositionIndex:
+        """Return where the positions of some prompts are, by prompt in this order, then by token.
+
+        Raises:
+            ArtefactError: Positions were not kept, a prompt was not captured, or a file is damaged.
+        """
+        self._require_ids(prompt_ids)
+        number = {prompt_id: place for place, prompt_id in enumerate(prompt_ids)}
+        parts = []
+        for shard, path in zip(self._index["shards"], self._positions_files(), strict=True):
+            with safe_open(path, "pt") as handle:
+                of_shard, token = (handle.get_tensor(f"positions/{key}") for key in ("prompt", "token"))
+            asked = torch.tensor([number.get(prompt_id, -1) for prompt_id in shard["prompt_ids"]])
+            parts.append((asked[of_shard.long()], token))
+        return PositionIndex.of(parts)
+
+    def positions(self, site: Site, index: PositionIndex) -> MappedRows:
+        """Return the rows of an index at a site; they are read from disk when they are asked for.
+
+        Raises:
+            ArtefactError: Positions, or the site, were not kept, or a file is damaged.
+        """
+        self._require_site(site)
+        return MappedRows(self._positions_files(), site, index)
+
+    def _positions_files(self) -> list[Path]:
+        if not self.has_positions:
+            raise ArtefactError(
+                f"{self.folder}: holds the readout position of each prompt only, and sae.positions is all; run the "
+                f"inference stage with sae.positions: all ({MADE_BY}), or set sae.positions: readout"
+            )
+        return [self._verified(shard["positions_file"], shard["positions_sha256"]) for shard in self._index["shards"]]
+
     def readout(self, site: Site, prompt_ids: Sequence[str] | None = None) -> Float[Tensor, "prompt d_model"]:
         """Return activations at the readout position as float32; only the rows asked for are held in memory.
 
@@ -227,12 +294,7 @@ class ActivationStore:
             site: A captured site.
             prompt_ids: Skip shards that hold none of these; None for all shards.
         """
-        if site not in self.sites:
-            have = ", ".join(map(str, self.sites))
-            raise ArtefactError(
-                f"{self.folder}: no activations of {site}; captured are {have}; add it to activation_layers and run: "
-                f"{MADE_BY}"
-            )
+        self._require_site(site)
         wanted = None if prompt_ids is None else set(prompt_ids)
         for ids, handle in self._shards(wanted):
             yield ids, handle.get_tensor(f"readout/{site}").float()
@@ -252,6 +314,14 @@ class ActivationStore:
             rows = self._verified(shard["rows_file"], shard["rows_sha256"])
             found += [Answer(**answer) for answer in read_json(rows, MADE_BY)["answers"]]
         return found
+
+    def _require_site(self, site: Site) -> None:
+        if site not in self.sites:
+            have = ", ".join(map(str, self.sites))
+            raise ArtefactError(
+                f"{self.folder}: no activations of {site}; captured are {have}; add it to activation_layers and run: "
+                f"{MADE_BY}"
+            )
 
     def _require_ids(self, prompt_ids: Sequence[str]) -> None:
         captured = set(self.prompt_ids)

@@ -77,3 +77,18 @@ def test_what_is_there_already_needs_no_room(folder, tmp_path, monkeypatch):
 def test_a_model_that_is_not_there_is_told_before_anything_runs(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         check_before_loading(Config(models=(str(tmp_path / "none"),)))
+
+
+def test_all_positions_take_more_room_but_only_a_shard_of_memory():
+    config = Config(device="cpu", dtype="float16", sae={"positions": "all", "seeds": [0], "d_sae": 30})
+    few, many = (estimate(config, SIZE, n_prompts) for n_prompts in (40, 10**6))
+    assert few.activations == 40 * (1 + plan.OWN_POSITIONS) * 2 * 10 * 2
+    readout = 10**6 * 2 * 10 * 2
+    assert many.activations > 40 * readout
+    assert many.memory <= plan._LIBRARIES + readout + 2 * plan.SHARD_BYTES + plan.IN_MEMORY_BYTES + 2 * 10**6 * 10 * 4
+    assert (
+        estimate(
+            config.model_copy(update={"sae": config.sae.model_copy(update={"positions": "readout"})}), SIZE, 40
+        ).activations
+        == 40 * 2 * 10 * 2
+    )

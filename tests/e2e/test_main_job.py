@@ -175,6 +175,32 @@ def test_a_stage_whose_input_is_missing_says_what_to_run_first(tmp_path, capsys)
     assert "--train-saes" in capsys.readouterr().err
 
 
+def test_all_positions_asked_of_readouts_is_told_and_a_store_of_all_serves_both(tmp_path, capsys):
+    small = {
+        "models": ["planted/partial"],
+        "num_samples_per_category": 10,
+        "activation_layers": ["residuals_1"],
+        "stages": ["inference", "saes"],
+    }
+    sae = {"seeds": [0], "steps": 60}
+    assert run(tmp_path, **small, sae={**sae, "positions": "readout"}) == 0
+    artefacts = ("activations", "saes", "refusal_labels")
+    files = [path for name in artefacts for path in (tmp_path / "results" / name).rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    capsys.readouterr()
+    assert run(tmp_path, "--stages", "saes", **small, sae={**sae, "positions": "all"}) == 2
+    said = capsys.readouterr().err
+    assert "sae.positions is all, and the activations hold the readout position only" in said
+    assert "must say sae.positions: all too" in said
+    assert "first run: python src/run_inference.py" in said
+    assert {path: path.read_bytes() for path in before} == before
+    assert run(tmp_path, **small, sae={**sae, "positions": "all"}) == 0
+    captured = sorted((tmp_path / "results" / "activations").rglob("*.safetensors"))
+    stamps = [path.stat().st_mtime_ns for path in captured]
+    assert run(tmp_path, **small, sae={**sae, "positions": "readout"}) == 0
+    assert [path.stat().st_mtime_ns for path in captured] == stamps
+
+
 def test_a_killed_run_resumes_to_the_same_results(study, tmp_path):
     config = write_config(tmp_path, models=["planted/partial"])
     command = [sys.executable, str(ROOT / "run_circuit_analysis.py"), "--config", str(config)]

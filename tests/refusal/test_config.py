@@ -61,6 +61,7 @@ def test_all_findings_come_at_once_with_line_and_nearest_name(write):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("sae: {positions: last}", "x.yaml:1: sae.positions: found 'last'; allowed is auto, readout or all"),
         ("sae: {lr: fast}", "x.yaml:1: sae.lr: found 'fast'; allowed is auto or a number above 0 and below 1"),
         ("sae: {lr: .nan}", "x.yaml:1: sae.lr: found nan; allowed is auto or a number above 0 and below 1"),
         ("device: gpu", "x.yaml:1: device: found 'gpu'; allowed is auto, cpu, cuda or mps"),

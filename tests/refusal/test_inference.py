@@ -132,10 +132,10 @@ def test_running_again_captures_nothing_and_changes_nothing(config, undisturbed,
 
 
 def test_when_memory_runs_out_ids_stay_aligned(config, undisturbed, tmp_path, monkeypatch):
-    def only_three_fit(model, token_ids, sites, max_new_tokens):
+    def only_three_fit(model, token_ids, *rest):
         if len(token_ids) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return capture(model, token_ids, sites, max_new_tokens)
+        return capture(model, token_ids, *rest)
 
     monkeypatch.setattr(inference, "capture", only_three_fit)
     paths = ResultPaths(tmp_path / "small")
@@ -149,8 +149,8 @@ def test_when_memory_runs_out_ids_stay_aligned(config, undisturbed, tmp_path, mo
 def test_activations_that_are_not_finite_stop_the_run_and_keep_what_was_captured(config, tmp_path, monkeypatch):
     n_shards = []
 
-    def broken_later(model, token_ids, sites, max_new_tokens):
-        found = capture(model, token_ids, sites, max_new_tokens)
+    def broken_later(model, token_ids, *rest):
+        found = capture(model, token_ids, *rest)
         n_shards.append(1)
         if len(n_shards) == 2:
             found.readout[Site.parse("mlp_1")][0] = float("inf")

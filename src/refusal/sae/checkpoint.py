@@ -2,7 +2,8 @@
 
 One safetensors file per stack, replaced atomically at evaluations, at most every `seconds`, and removed when the stack
 is done. Its name holds the fingerprint of all that decides the weights, so that one of other settings is never taken
-for it; the state of the random generators is part of it.
+for it; the state of the random generators is part of it. A training that was stopped and whose rows have changed since
+is not silently begun anew: what it has cost, and which rows are meant, the user knows.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from refusal.errors import ArtefactError
 
 SECONDS = 60.0
 """Time between two writes, at least."""
+_REMEDY = "delete it; the training then starts anew"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class Checkpoint:
     """Of all that decides the weights."""
     seconds: float = field(default_factory=lambda: SECONDS)
     """Time between two writes, at least."""
+    training: str = ""
+    """What is trained with which settings, whatever the rows; empty: not compared."""
+    rows: str = ""
+    """What it is trained on, in words that differ when the rows do."""
     _written: float = field(default_factory=time.monotonic)
 
     @property
@@ -53,20 +59,27 @@ class Checkpoint:
         """Return the state that was saved; None when there is none.
 
         Raises:
-            ArtefactError: The file is damaged.
+            ArtefactError: The file is damaged, or there is one of the same training on other rows.
         """
         if not self.path.exists():
+            self._refuse_other_rows()
             return None
-        remedy = "delete it; the training then starts anew"
-        try:
-            with safe_open(self.path, "pt") as handle:
-                values = json.loads((handle.metadata() or {}).get("values", "null"))
-                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ArtefactError(f"{self.path}: not readable as a checkpoint ({error}); {remedy}") from error
-        if not isinstance(values, dict) or values.get("fingerprint") != self.fingerprint:
-            raise ArtefactError(f"{self.path}: belongs to a training with other settings; {remedy}")
+        tensors, values = _read(self.path)
+        if values.get("fingerprint") != self.fingerprint:
+            raise ArtefactError(f"{self.path}: belongs to a training with other settings; {_REMEDY}")
         return State(tensors, values)
+
+    def _refuse_other_rows(self) -> None:
+        for path in sorted(self.folder.glob("checkpoint_*.safetensors")) if self.training else ():
+            try:
+                _, values = _read(path)
+            except FileNotFoundError:  # another process has just done with it
+                continue
+            if values.get("training") == self.training and values.get("rows") != self.rows:
+                raise ArtefactError(
+                    f"{path}: this training was stopped on {values.get('rows')}; the activations have changed since "
+                    f"and are now {self.rows}; put them back to go on with it, or {_REMEDY} on those there are now"
+                )
 
     def is_due(self) -> bool:
         """Return whether it is time to save."""
@@ -75,7 +88,8 @@ class Checkpoint:
     def save(self, state: State) -> None:
         """Write the state in place of the last."""
         tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
-        values = json.dumps({**state.values, "fingerprint": self.fingerprint})
+        about = {"fingerprint": self.fingerprint, "training": self.training, "rows": self.rows}
+        values = json.dumps({**state.values, **about})
         with atomic_write(self.path) as beside:
             save_file(tensors, beside, metadata={"values": values})
         self._written = time.monotonic()
@@ -83,6 +97,24 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the file, if there is one."""
         self.path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the values of a checkpoint.
+
+    Raises:
+        ArtefactError: The file is damaged.
+        FileNotFoundError: There is none.
+    """
+    try:
+        with safe_open(path, "pt") as handle:
+            values = json.loads((handle.metadata() or {}).get("values", "null"))
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtefactError(f"{path}: not readable as a checkpoint ({error}); {_REMEDY}") from error
+    return tensors, values if isinstance(values, dict) else {}
 
 
 def pack(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

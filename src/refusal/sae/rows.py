@@ -4,7 +4,8 @@
 2. `split_rows` holds prompts out, all rows of a prompt together, the same share of every stratum (category and
    behaviour), so that held-out figures speak of prompts the SAE has not seen.
 3. `balanced_weights` lets each category contribute equally however many prompts it has.
-4. `RowStream` draws row numbers without end: per epoch each row as often as its weight says, to within one draw.
+4. `RowStream` draws row numbers without end: per epoch each row as often as its weight says, to within one draw. Rows
+   that do not fit memory are shuffled in blocks, so that neighbouring batches read neighbouring parts of the disk.
 
 This module does not know SAEs.
 """
@@ -30,6 +31,12 @@ MIN_STRATUM = 4
 """Strata with fewer prompts keep all of them for training."""
 MIN_TRAIN_ROWS = 8
 """Below this many training rows there is nothing to learn."""
+DIGEST_ROWS = 8192
+"""Rows read at once for a checksum."""
+BLOCK_ROWS = 256
+"""Draws that lie side by side on disk and are moved together by a block shuffle."""
+WINDOW_ROWS = 2**16
+"""Draws that are shuffled among each other in a block shuffle; what the system should be able to cache."""
 
 
 class RowSource(Protocol):
@@ -68,6 +75,14 @@ class TensorRows:
         return self.acts[rows].float()
 
 
+def digest(source: RowSource) -> str:
+    """Return a checksum of all rows in their order, whatever holds them."""
+    found = hashlib.sha256()
+    for rows in torch.split(torch.arange(len(source)), DIGEST_ROWS):
+        found.update(source.take(rows).contiguous().numpy().data)
+    return found.hexdigest()
+
+
 @dataclass(frozen=True)
 class RowSplit:
     """Which rows train, how often each is drawn, and which are held out."""
@@ -78,6 +93,15 @@ class RowSplit:
     """Draws per epoch expected of each of `train`; their mean is 1."""
     heldout: Int[Tensor, " _"]
     """Numbers of the rows that are held out; may be empty when there are few prompts."""
+    n_judged: int | None = None
+    """So many of `train`, the first, are rows of the kind that is held out; None: all are."""
+    is_streamed: bool = False
+    """Whether the other rows of `train` are shuffled in blocks of neighbours."""
+
+    @property
+    def judged(self) -> Int[Tensor, " _"]:
+        """Training rows of the kind that is held out: what training and held-out figures compare."""
+        return self.train[: self.n_judged]
 
 
 def seeded_generator(seed: int, *purpose: str) -> torch.Generator:
@@ -150,7 +174,8 @@ class RowStream:
     """An endless stream of training rows in batches; epochs join without a ragged batch between them.
 
     Each epoch draws row i floor(w_i) or ceil(w_i) times (systematic resampling), in a random order. With equal weights
-    every row comes exactly once per epoch.
+    every row comes exactly once per epoch. Of a streamed split the rows that are judged come at random places among the
+    others, whose order is that of `block_shuffled`.
     """
 
     def __init__(self, split: RowSplit, batch_size: int, generator: torch.Generator) -> None:
@@ -185,4 +210,22 @@ class RowStream:
         ends = (self._split.weights.cumsum(0) + offset).floor().long()
         times = ends.diff(prepend=torch.zeros(1, dtype=torch.long))
         drawn = self._split.train.repeat_interleave(times)
-        return drawn[torch.randperm(len(drawn), generator=self._generator)]
+        if not self._split.is_streamed:
+            return drawn[torch.randperm(len(drawn), generator=self._generator)]
+        n_judged = int(times[: self._split.n_judged].sum())
+        is_judged = torch.zeros(len(drawn), dtype=torch.bool)
+        is_judged[torch.randperm(len(drawn), generator=self._generator)[:n_judged]] = True
+        order = torch.empty_like(drawn)
+        order[is_judged] = drawn[:n_judged][torch.randperm(n_judged, generator=self._generator)]
+        order[~is_judged] = block_shuffled(drawn[n_judged:], self._generator)
+        return order
+
+
+def block_shuffled(rows: Int[Tensor, " row"], generator: torch.Generator) -> Int[Tensor, " row"]:
+    """Return the rows with blocks of `BLOCK_ROWS` in random order, then shuffled within windows of `WINDOW_ROWS`."""
+    place = torch.arange(len(rows))
+    block = place // BLOCK_ROWS
+    turn = torch.randperm(-(-len(rows) // BLOCK_ROWS), generator=generator)
+    moved = rows[torch.argsort(turn[block], stable=True)]
+    within = torch.rand(len(rows), dtype=torch.float64, generator=generator)
+    return moved[torch.argsort(place // WINDOW_ROWS + within, stable=True)]

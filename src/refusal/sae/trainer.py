@@ -222,7 +222,7 @@ class _StackRun:
         self._optimiser = torch.optim.Adam(self._weights, lr=recipe.lr, betas=BETAS, fused=True)
         self._idle = torch.zeros_like(self._weights.b_enc)
         self._dead_steps = max(1.0, recipe.dead_epochs * len(split.train) / recipe.batch_size)
-        self._check_rows = (_spread(split.train), _spread(split.heldout))
+        self._check_rows = (_spread(split.judged), _spread(split.heldout))
         points = range(1, recipe.n_evaluations + 1)
         self._evaluate_at = sorted({max(1, round(recipe.steps * i / recipe.n_evaluations)) for i in points})
         self._step = 0

@@ -1,7 +1,9 @@
 """The `saes` stage for one model: from the activation store to `saes/MODEL/SITE/`.
 
 1. Rows: the readout position of every prompt that has a label, in the order of prompt ids, so that neither shuffling
-   nor batching changes a result. A tenth of the prompts of each category and behaviour is held out.
+   nor batching changes a result. A tenth of the prompts of each category and behaviour is held out. With
+   `sae.positions: all` the other positions of the training prompts follow (`all_positions`); every figure stays one of
+   readout rows.
 2. `auto` settings are resolved for that number of rows and logged with their reasons.
 3. Sites and seeds are packed into stacks that train as one job (`plan_stacks`).
 4. Each SAE is written as it is done: weights, `cfg.json`, history, and last `metrics.json`, which holds the checksum of
@@ -35,7 +37,9 @@ from refusal.artefacts import ResultPaths, sha256_file
 from refusal.config import Config
 from refusal.errors import InputError
 from refusal.loading import resolve_device
+from refusal.positions import PositionIndex
 from refusal.processes import WHOLE, Part
+from refusal.sae.all_positions import READOUT_SHARE, PromptRows, split_positions
 from refusal.sae.assessment import Prompts, assess
 from refusal.sae.auto import Resolved, resolve
 from refusal.sae.base import Provenance, SparseAutoencoder
@@ -55,7 +59,7 @@ from refusal.sae.records import (
     TrainingHistory,
     is_complete,
 )
-from refusal.sae.rows import RowSplit, TensorRows, split_rows, thin_prompts
+from refusal.sae.rows import RowSource, RowSplit, TensorRows, digest, split_rows, thin_prompts
 from refusal.sae.trainer import Recipe, Task, Trained, check_recipe, train_stack
 from refusal.schemas import RefusalLabels
 from refusal.sites import Site
@@ -174,6 +178,11 @@ class _Stage:
             for number, seed in enumerate(saved_seeds(config))
         ]
         self._choose_prompts(RefusalLabels.load(paths.refusal_labels(model_name)))
+        self.others: PositionIndex | None = None
+        self.drawn = self.split
+        """What training draws from; its first rows are those of `split`."""
+        if config.sae.uses_all_positions:
+            self._add_positions()
 
     def _choose_prompts(self, labels: RefusalLabels) -> None:
         by_id = {prompt.id: prompt for prompt in labels.prompts}
@@ -193,9 +202,36 @@ class _Stage:
         )
         return Prompts(train, heldout, dict(zip(self.prompt_ids, self.categories, strict=True)))
 
+    def _add_positions(self) -> None:
+        """Let the other positions of the prompts that train, train."""
+        places = self.split.train
+        others = self.store.position_index([self.prompt_ids[place] for place in places.tolist()])
+        self.others = others
+        n_prompts, d_model = len(self.prompt_ids), self.store.d_model
+        self.drawn = split_positions(self.split, n_prompts, places[others.prompt], d_model)
+
+    def resolve(self) -> Resolved:
+        """Return the recipe for what is trained on."""
+        n_prompts = None if self.others is None else len(self.split.train)
+        return resolve(self.config.sae, len(self.drawn.train), self.store.d_model, n_prompts)
+
+    def rows_in_words(self) -> str:
+        """Return what SAEs are trained on, in words that differ when the activations do."""
+        n_rows, n_prompts = len(self.drawn.train), len(self.prompt_ids)
+        return f"{n_rows} rows of {n_prompts} prompts (checksum {self.store.checksum[:12]})"
+
     def rows(self, site: Site) -> TensorRows:
-        """Return the rows of a site, in the order of `prompt_ids`."""
+        """Return the readout rows of a site, in the order of `prompt_ids`."""
         return TensorRows(self.store.readout(site, self.prompt_ids))
+
+    def training_rows(self, site: Site, readout: TensorRows) -> RowSource:
+        """Return the rows that `drawn` numbers."""
+        if self.others is None:
+            return readout
+        others = self.store.positions(site, self.others)
+        if self.drawn.is_streamed:
+            return PromptRows(readout, others)
+        return PromptRows(readout, TensorRows(others.take(torch.arange(len(others)))))
 
     def provenance(self, job: Job) -> Provenance:
         """Return what goes into an SAE's `cfg.json` about where it belongs."""
@@ -203,7 +239,7 @@ class _Stage:
             model_name=self.model_name,
             hook_name=hook_name(job.site),
             dataset_path=self.config.dataset_dir,
-            extra={"site": job.site.name, "position": "readout", "seed": job.seed},
+            extra={"site": job.site.name, "position": self.config.sae.trains_on, "seed": job.seed},
         )
 
     def measure(self, sae: SparseAutoencoder, rows: TensorRows) -> dict[str, SplitQuality | None]:
@@ -237,7 +273,7 @@ class _Training:
 
     def __init__(self, stage: _Stage) -> None:
         self.stage = stage
-        self.resolved: Resolved = resolve(stage.config.sae, len(stage.split.train), stage.store.d_model)
+        self.resolved: Resolved = stage.resolve()
         self.device = training_device(stage.config.device)
 
     def run(self, part: Part) -> None:
@@ -245,7 +281,7 @@ class _Training:
         recipe = self.resolved.recipe
         for name, reason in self.resolved.reasons.items():
             log.info("%s: sae.%s = %s (%s)", self.stage.model_name, name, getattr(recipe, name), reason)
-        check_recipe(recipe, len(self.stage.split.train))
+        check_recipe(recipe, len(self.stage.drawn.train))
         stacks = plan_stacks(self.stage.jobs, recipe)[part.rank :: part.size]
         total, hidden = len(stacks) * recipe.steps, None if part.is_leader else True
         with tqdm(total=total, desc=f"saes: {self.stage.model_name}", unit="step", disable=hidden) as bar:
@@ -254,15 +290,18 @@ class _Training:
 
     def _train_stack(self, stack: tuple[Job, ...], bar: Any) -> None:
         by_site = {site: self.stage.rows(site) for site in dict.fromkeys(job.site for job in stack)}
-        prints = {job: self._fingerprint(job, by_site[job.site]) for job in stack}
+        sources = {site: self.stage.training_rows(site, rows) for site, rows in by_site.items()}
+        digests = {site: digest(source) for site, source in sources.items()}
+        prints = {job: self._fingerprint(job, digests[job.site]) for job in stack}
         if all(is_complete(job.folder, prints[job]) for job in stack):
             bar.update(self.resolved.recipe.steps)
             return
-        tasks = [Task(job.site.name, job.seed, by_site[job.site]) for job in stack]
+        tasks = [Task(job.site.name, job.seed, sources[job.site]) for job in stack]
         together = hashlib.sha256("".join(prints[job] for job in stack).encode()).hexdigest()
-        checkpoint = Checkpoint(self.stage.folder, together)
+        asked = self.stage.config.sae.model_dump_json()
+        checkpoint = Checkpoint(self.stage.folder, together, training=asked, rows=self.stage.rows_in_words())
         with _torch_threads(1) if self._is_tiny(stack) else nullcontext():
-            results = train_stack(tasks, self.stage.split, self.resolved.recipe, bar.update, checkpoint, self.device)
+            results = train_stack(tasks, self.stage.drawn, self.resolved.recipe, bar.update, checkpoint, self.device)
         bar.update(self.resolved.recipe.steps - max(trained.history[-1].step for trained in results))
         for job, trained in zip(stack, results, strict=True):
             self._write(job, trained, by_site[job.site], prints[job])
@@ -273,8 +312,13 @@ class _Training:
         recipe = self.resolved.recipe
         return len(stack) * recipe.batch_size * recipe.d_sae * self.stage.store.d_model <= TINY_PRODUCT
 
-    def _fingerprint(self, job: Job, rows: TensorRows) -> str:
-        """Return a hash of all that decides the weights of an SAE."""
+    def _fingerprint(self, job: Job, acts: str) -> str:
+        """Return a hash of all that decides the weights of an SAE.
+
+        Args:
+            job: The SAE.
+            acts: Checksum of its rows.
+        """
         decisive = {
             "version": TRAINER_VERSION,
             "recipe": asdict(self.resolved.recipe),
@@ -284,8 +328,10 @@ class _Training:
             "prompts": self.stage.prompt_ids,
             "categories": self.stage.categories,
             "heldout": self.stage.split.heldout.tolist(),
-            "acts": hashlib.sha256(rows.acts.contiguous().numpy().data).hexdigest(),
+            "acts": acts,
         }
+        if self.stage.others is not None:
+            decisive["positions"] = {"of_prompt": self.stage.others.prompt.bincount().tolist(), "share": READOUT_SHARE}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     def _write(self, job: Job, trained: Trained, rows: TensorRows, fingerprint: str) -> None:
@@ -299,7 +345,7 @@ class _Training:
         fields = {
             "seed": job.seed,
             "source": "trained",
-            "settings": asdict(self.resolved.recipe),
+            "settings": {**asdict(self.resolved.recipe), "positions": self.stage.config.sae.trains_on},
             "reasons": self.resolved.reasons,
             "best_step": trained.best_step,
             "stop_reason": trained.stop_reason,
@@ -333,6 +379,9 @@ class _Training:
     def note_halves(self, part: Part) -> None:
         """Write into each site's first file, how well SAEs of two halves of the prompts agree."""
         stage, recipe = self.stage, self.resolved.recipe
+        if stage.others is not None:
+            log.info("%s: agreement between halves of the prompts is not measured on all positions", stage.model_name)
+            return
         halves = split_halves(stage.split, stage.prompt_ids, stage.categories, stage.config.seed)
         if not is_large_enough(halves, recipe):
             log.warning("%s: too few prompts to train SAEs on halves of them", stage.model_name)
