@@ -123,7 +123,7 @@ def dictionary_learning(data: Scaled, recipe: Recipe) -> TopKSae:
 
 def _stub_nnsight() -> None:
     """Let dictionary_learning load without nnsight, which only its activation buffers use."""
-    if importlib.util.find_spec("nnsight") is None and "nnsight" not in sys.modules:
+    if "nnsight" not in sys.modules and importlib.util.find_spec("nnsight") is None:
         stub = types.ModuleType("nnsight")
         stub.LanguageModel = object  # type: ignore[attr-defined]
         sys.modules["nnsight"] = stub

@@ -7,11 +7,16 @@ several times as fast as `torch.topk` on a CPU. On other devices and in other pr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
+
+PART_VALUES = 2**17
+"""Values ranked at once: what a core keeps in its cache."""
 
 
 def top_k(pre: Float[Tensor, "*row n"], k: int) -> Int[Tensor, "*row k"]:
@@ -23,17 +28,27 @@ def top_k(pre: Float[Tensor, "*row n"], k: int) -> Int[Tensor, "*row k"]:
     [[2, 3]]
     """
     n = pre.shape[-1]
+    choose = _choosers(n).get(pre.dtype) if pre.device.type == "cpu" and k < n else None
+    if choose is None:
+        return torch.topk(pre, k, dim=-1, sorted=False).indices
     rows = pre.detach().contiguous().view(-1, n)
-    if pre.device.type == "cpu" and k < n:
-        if pre.dtype == torch.bfloat16 and n <= 2**16:
-            return _ranked_with_columns(rows, k).view(*pre.shape[:-1], k)
-        if pre.dtype == torch.float32:
-            bits = rows.view(torch.int32).numpy()
-            chosen = np.flatnonzero(bits >= _kth_largest(bits, k))
-            if chosen.size == len(bits) * k:  # else there are ties at the k-th
-                chosen = chosen.reshape(-1, k) - np.arange(len(bits))[:, None] * n
-                return torch.from_numpy(chosen).view(*pre.shape[:-1], k)
-    return torch.topk(pre, k, dim=-1, sorted=False).indices
+    parts = [choose(part, k) for part in rows.split(max(1, PART_VALUES // n))]
+    return torch.cat(parts or [rows.new_empty(0, k, dtype=torch.long)]).view(*pre.shape[:-1], k)
+
+
+def _choosers(n: int) -> dict[torch.dtype, Callable[[Tensor, int], Tensor]]:
+    """Return by dtype what chooses among n values."""
+    with_columns = {torch.bfloat16: _ranked_with_columns} if n <= 2**16 else {}
+    return {torch.float32: _above_the_kth, **with_columns}
+
+
+def _above_the_kth(rows: Float[Tensor, "row n"], k: int) -> Int[Tensor, "row k"]:
+    """Return where the k largest are, of float32."""
+    bits = rows.view(torch.int32).numpy()
+    chosen = np.flatnonzero(bits >= _kth_largest(bits, k))
+    if chosen.size != len(bits) * k:  # there are ties at the k-th
+        return torch.topk(rows, k, dim=-1, sorted=False).indices
+    return torch.from_numpy(chosen.reshape(-1, k) - np.arange(len(bits))[:, None] * bits.shape[1])
 
 
 def kth_largest(pre: Float[Tensor, "row n"], k: int) -> Float[Tensor, " row"]:

@@ -41,6 +41,8 @@ ENCODER_START = 0.3
 """Norm of encoder rows at the start; below 1 because a short row turns faster under Adam's steps of fixed size."""
 MAX_EVALUATION_ROWS = 2048
 """Rows of each split that evaluations during training look at."""
+CHECKED_AT_ONCE = 256
+"""Rows of them encoded at once."""
 MAX_LATENTS_PER_ROW = 4
 """With more latents than this per training row, every row can have latents of its own."""
 MAX_L0_EXCESS = 1.25
@@ -350,7 +352,7 @@ class _StackRun:
         acts = self._data.take(self.active, rows.expand(len(self.active), -1))
         unexplained = torch.zeros(len(self.active), dtype=torch.float64)
         n_active = torch.zeros(len(self.active), dtype=torch.float64)
-        for part in torch.split(acts, 1024, dim=1):
+        for part in torch.split(acts, CHECKED_AT_ONCE, dim=1):
             latents = self._objective.latents(self._weights, part)
             error = part - decode(self._weights, latents)
             unexplained += error.square().sum((1, 2), dtype=torch.float64).cpu()
