@@ -23,7 +23,7 @@ from refusal.errors import ArtefactError
 from refusal.metric import RefusalMetric
 from refusal.models import ChatModel
 from refusal.readout import ReadoutRunner
-from refusal.sae.training import saved_seeds
+from refusal.sae.jobs import saved_seeds
 from refusal.schemas import ModelOutputs, RefusalLabels
 from refusal.sites import Site, SiteKind
 from refusal.store import ActivationStore

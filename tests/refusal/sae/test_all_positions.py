@@ -20,10 +20,11 @@ from refusal.positions import MappedRows
 from refusal.sae import all_positions, normalise, rows
 from refusal.sae.all_positions import READOUT_SHARE, PromptRows, split_positions
 from refusal.sae.checkpoint import Checkpoint
+from refusal.sae.jobs import ModelSaes
 from refusal.sae.records import SaeMetrics
 from refusal.sae.rows import RowSplit, RowStream, TensorRows, block_shuffled, split_rows
 from refusal.sae.trainer import Recipe, Task, train_stack
-from refusal.sae.training import _Stage, train_model_saes
+from refusal.sae.training import train_model_saes
 from refusal.schemas import RefusalLabels
 from refusal.sites import Site
 from refusal.store import ActivationStore
@@ -241,7 +242,7 @@ def trained_files(folder):
 
 def test_rows_from_disk_are_those_of_the_training_prompts_in_the_order_of_prompt_and_token(folder, monkeypatch):
     config, paths = configured(folder), ResultPaths(folder / "results")
-    stage = _Stage(config, MODEL, paths)
+    stage = ModelSaes(config, MODEL, paths)
     readout = stage.rows(SITE)
     one_by_one = []
     for place in stage.split.train.tolist():
@@ -251,7 +252,7 @@ def test_rows_from_disk_are_those_of_the_training_prompts_in_the_order_of_prompt
     wanted = torch.cat([readout.acts, *one_by_one])
     kept = stage.training_rows(SITE, readout)
     monkeypatch.setattr(all_positions, "IN_MEMORY_BYTES", 0)
-    mapped = _Stage(config, MODEL, paths).training_rows(SITE, readout)
+    mapped = ModelSaes(config, MODEL, paths).training_rows(SITE, readout)
     assert isinstance(kept.others, TensorRows)
     assert isinstance(mapped.others, MappedRows)
     some = torch.randint(len(wanted), (300,), generator=torch.Generator().manual_seed(0))
