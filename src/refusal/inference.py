@@ -33,7 +33,7 @@ from refusal.prompts import Draw, Prompt, draw, load_prompts
 from refusal.resources import free_bytes, human_bytes
 from refusal.schemas import ModelOutput, ModelOutputs, Openers, PromptLabel, RefusalLabels
 from refusal.sites import Site
-from refusal.store import ActivationStore, ActivationWriter, Answer, Shard, TopLogits
+from refusal.store import ActivationStore, ActivationWriter, Answer, Shard, Source, TopLogits
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,8 @@ class _Run:
                     continue
                 ids = [prompts[row].id for row in rows]
                 writer.write(index, self._shard(ids, [token_ids[row] for row in rows], bar.update))
-        writer.finish(len(shards))
+        modules = {str(site): self.model.module_name(site) for site in self.sites}
+        writer.finish(len(shards), Source(modules, max(map(len, token_ids))))
 
     def _plan(self, prompts: Sequence[Prompt], token_ids: list[list[int]]) -> str:
         """Return a hash of all that decides the content of shards."""

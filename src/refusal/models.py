@@ -275,6 +275,11 @@ class ChatModel:
         assert module is not None, site  # `find_family` has seen it in every block
         return module
 
+    def module_name(self, site: Site) -> str:
+        """Return the path of a site's module in the Hugging Face model, e.g. `model.layers.3`."""
+        module = self.site_module(site)
+        return next(str(name) for name, each in self.model.named_modules() if each is module)
+
     def on_site(self, site: Site, use: SiteUse) -> ExitStack:
         """Call `use` with the site's value in every forward pass until the returned stack is closed.
 

@@ -83,6 +83,16 @@ class Shard:
     """Positions before the readout position, where they are kept."""
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where activations come from, for those who use what is made of them elsewhere."""
+
+    modules: dict[str, str]
+    """Path of each site's module in the Hugging Face model."""
+    longest_prompt: int
+    """Tokens of the longest prompt."""
+
+
 class ActivationWriter:
     """Writes the shards of one model.
 
@@ -133,7 +143,7 @@ class ActivationWriter:
             content["positions_sha256"] = _save(positions, shard.positions.tensors())
         write_json(rows, content)
 
-    def finish(self, n_shards: int) -> None:
+    def finish(self, n_shards: int, source: Source | None = None) -> None:
         """Write the index over all shards and remove shards of an earlier, longer run."""
         shards, sites, dtype, d_model = [], [], "", 0
         for index in range(n_shards):
@@ -162,6 +172,7 @@ class ActivationWriter:
             "dtype": dtype,
             "d_model": d_model,
             "n_prompts": sum(len(shard["prompt_ids"]) for shard in shards),
+            "source": None if source is None else vars(source),
             "shards": shards,
         }
         write_json(self.folder / "index.json", index_content)
@@ -218,6 +229,12 @@ class ActivationStore:
     def prompt_ids(self) -> list[str]:
         """Ids in the order of the rows."""
         return [prompt_id for shard in self._index["shards"] for prompt_id in shard["prompt_ids"]]
+
+    @property
+    def source(self) -> Source | None:
+        """Where the activations come from; None where it was not noted."""
+        noted = self._index.get("source")
+        return None if noted is None else Source(**noted)
 
     @property
     def checksum(self) -> str:

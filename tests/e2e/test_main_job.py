@@ -102,6 +102,14 @@ def test_every_artefact_of_the_contract_is_there(study):
         assert path.stat().st_size > 0
 
 
+def test_an_sae_says_where_other_libraries_find_its_activations(study):
+    folder = ResultPaths(study / "results").saes("planted/partial") / "residuals_3"
+    metadata = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))["metadata"]
+    assert metadata["hook_name"] == "blocks.3.hook_resid_post"
+    assert metadata["hf_hook_name"] == "model.layers.3"
+    assert metadata["context_size"] > 5
+
+
 def test_a_circuit_has_nodes_edges_and_a_small_completeness_residual(study):
     circuit = CircuitFile.load(ResultPaths(study / "results").circuit("planted/partial", "violence"))
     assert any(node.latent is not None for node in circuit.nodes)

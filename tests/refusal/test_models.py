@@ -49,6 +49,13 @@ def test_sites_are_the_residual_stream_and_what_is_written_to_it(tiny_model, fam
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_the_name_of_a_sites_module_finds_it_in_the_model(tiny_model, family):
+    model = tiny_model(family)
+    for site in model.sites():
+        assert model.model.get_submodule(model.module_name(site)) is model.site_module(site)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_neurons_are_all_that_an_mlp_writes_from(tiny_model, family):
     model = tiny_model(family)
     tokens = model.pad(model.tokenize(PROMPTS))

@@ -136,9 +136,12 @@ class ModelSaes:
 
     def provenance(self, job: Job) -> Provenance:
         """Return what goes into an SAE's `cfg.json` about where it belongs."""
+        source = self.store.source
         return Provenance(
             model_name=self.model_name,
             hook_name=hook_name(job.site),
+            hf_hook_name=None if source is None else source.modules[job.site.name],
+            context_size=None if source is None else source.longest_prompt,
             dataset_path=self.config.dataset_dir,
             extra={"site": job.site.name, "position": self.config.sae.trains_on, "seed": job.seed},
         )
