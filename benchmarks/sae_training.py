@@ -43,11 +43,14 @@ from refusal.sae.trainer import Recipe, Task, train_stack
 N_TRAIN, N_HELDOUT = 60_000, 4_000
 
 
-def make_world(d_model: int, n_features: int, n_active: int) -> dict[str, Tensor]:
-    """Return rows that are sums of about `n_active` of `n_features` random directions, plus a mean and noise."""
+def make_world(d_model: int, n_features: int, n_active: int, zipf: float) -> dict[str, Tensor]:
+    """Return rows that are sums of about `n_active` of `n_features` random directions, plus a mean and noise.
+
+    Feature number r is active in proportion to r^-zipf of the rows, in half of them at most.
+    """
     draw = torch.Generator().manual_seed(0)
     features = normalize(torch.randn(n_features, d_model, generator=draw), dim=1)
-    rates = torch.arange(1, n_features + 1).float().rsqrt()
+    rates = torch.arange(1, n_features + 1) ** -zipf
     rates = (rates / rates.sum() * n_active).clamp(max=0.5)
     parts = []
     for _ in range((N_TRAIN + N_HELDOUT) // 4_000):
@@ -170,12 +173,12 @@ def floor(world: dict[str, Tensor], recipe: Recipe, threads: int, repeats: int) 
 
 def table(args: argparse.Namespace) -> None:
     """Run all trainings and print a row for each."""
-    world = make_world(args.d_model, args.d_sae, args.k)
+    world = make_world(args.d_model, args.d_sae, args.k, args.zipf)
     lr = auto_lr(args.d_sae, args.d_model).value
     recipe = Recipe(args.d_sae, args.k, args.steps, args.batch_size, lr, n_evaluations=max(1, args.steps // 200))
     print(
         f"{N_TRAIN:,} rows, d_model {args.d_model}, d_sae {args.d_sae}, k {args.k}, {args.steps} x {args.batch_size}, "
-        f"threads: {args.threads}"
+        f"zipf {args.zipf:g}, threads: {args.threads}"
     )
     heads = ["lr", "vectors/s", "/floor", "/ours", "MiB", "FVU", "L0", "dead", "recovery"]
     print(f"{'':24s}" + "".join(f"{head:>11s}" for head in heads))
@@ -217,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("d-model", 256), ("d-sae", 2048), ("k", 16), ("batch-size", 1024), ("steps", 585)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--zipf", type=float, default=0.5, help="how unequal the frequencies of features are")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=1, help="times each training runs; the least time counts")
     parser.add_argument("--speed", action="store_true", help="one learning rate for each peer; quality says nothing")
