@@ -32,6 +32,8 @@ INFERENCE_KEYS = (
 )
 SAES_VERSION = 2
 """Raised when the stage leaves other files or numbers for the same inputs; SAEs whose weights are the same are kept."""
+COMPARE_VERSION = 2
+"""Raised when the same measurements give another verdict."""
 SAE_KEYS = ("sae", "seed", "activation_layers")
 CIRCUIT_KEYS = ("circuit", "sae.seeds", "seed", "categories", "activation_layers")
 COMPARE_KEYS = (*CIRCUIT_KEYS, "analysis")
@@ -124,6 +126,7 @@ class RefusalCircuitAnalyzer:
             partial(_existing, paths.comparison(model), paths.effects(model)),
             paths,
         )
+        compare = replace(compare, version=COMPARE_VERSION)
         return [inference, saes, circuits, compare]
 
     def _inference(self, model: str, paths: ResultPaths) -> Unit:

@@ -199,6 +199,11 @@ def _decided(study: Study, quality: tuple[SiteQuality, ...]) -> dict[str, Any]:
         verdict_now, reason = Verdict.UNDETERMINED, narrate.saes_unfit(unfit)
     elif verdict_now is not Verdict.UNDETERMINED and not is_supported_by_seeds(seeds, verdict_now):
         verdict_now, reason = Verdict.UNDETERMINED, narrate.seeds_disagree(seeds)
+    together = verdict.share_together(labels)
+    if verdict_now is not Verdict.UNDETERMINED and not verdict.groups_agree(
+        verdict_now, together, study.analysis.partially_modular_threshold
+    ):
+        verdict_now, reason = Verdict.UNDETERMINED, narrate.groups_disagree(groups, together, average.value)
     point, draws = decisive.point.transfer[0], decisive.draws.transfer
     support = _support(study.evidence)
     for index, name in enumerate(study.names):

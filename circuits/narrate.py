@@ -13,6 +13,7 @@ from circuits.verdict import (
     Decision,
     Verdict,
 )
+from circuits.wording import plural
 from refusal.schemas import Interval, SeedResult, SiteQuality
 from refusal.sites import Site, SiteKind
 
@@ -111,6 +112,14 @@ def seeds_disagree(seeds: Sequence[SeedResult]) -> str:
     """Return the sentence for SAE seeds that give different verdicts."""
     each = ", ".join(f"seed {seed.seed}: {seed.verdict}" for seed in seeds)
     return f"SAE seeds disagree ({each}), so the answer would be that of a seed, not of the model."
+
+
+def groups_disagree(groups: Groups, together: float, average: float) -> str:
+    """Return the sentence for groups that contradict the mean transfer about whether most pairs share."""
+    return (
+        f"Whether most categories share a mechanism depends on how it is counted: {plural(len(groups), 'group')} put "
+        f"{together:.0%} of the pairs together, and the mean transfer between categories is {average:.2f}."
+    )
 
 
 def saes_unfit(unfit: Sequence[SiteQuality]) -> str:

@@ -12,7 +12,7 @@
    The decisive site is the most shared of those where own necessity holds; it is chosen on one fold and measured on the
    other.
 5. The mean off-diagonal transfer there, with its bootstrap distribution, meets the thresholds. UNDETERMINED, with the
-   reason in words, when it cannot be measured or the distribution leans to no side.
+   reason in words, when it cannot be measured, the distribution leans to no side, or the groups contradict it.
 
 Pure functions of arrays: no model, no files. Statistics run in float64.
 """
@@ -314,6 +314,29 @@ def classify(value: float, monolithic: float, partially_modular: float) -> Verdi
     if value >= monolithic:
         return Verdict.MONOLITHIC
     return Verdict.PARTIALLY_MODULAR if value >= partially_modular else Verdict.MODULAR
+
+
+def share_together(groups: Int[np.ndarray, " category"]) -> float:
+    """Return the share of ordered pairs of categories that are in the same group.
+
+    >>> share_together(np.array([0, 0, 0, 1]))
+    0.5
+    """
+    n = len(groups)
+    together = groups[:, None] == groups[None, :]
+    return float((together.sum() - n) / (n * (n - 1)))
+
+
+def groups_agree(verdict: Verdict, together: float, partially_modular: float) -> bool:
+    """Return whether transfer and groups say the same of most pairs: that they share a mechanism, or that they do not.
+
+    Transfer measures how much of an effect is shared, groups say who shares; with a circuit that holds only part of a
+    common mechanism the first can fall below half where most pairs are plainly together.
+
+    >>> groups_agree(Verdict.MODULAR, 0.64, 0.5), groups_agree(Verdict.PARTIALLY_MODULAR, 1.0, 0.5)
+    (False, True)
+    """
+    return (verdict is Verdict.MODULAR) == (together < partially_modular)
 
 
 def decide(draws: Float[np.ndarray, " draw"], monolithic: float, partially_modular: float) -> Decision:
