@@ -36,7 +36,7 @@ class Point:
     l0: float
     """Mean number of active latents on training rows."""
     dead_share: float
-    """Share of latents that were not active for two passes over the rows."""
+    """Share of latents that were not active on 2,000 rows of training."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def _foot(figure: Figure, courses: Sequence[Course]) -> None:
         handlelength=2.2,
         columnspacing=1.6,
     )
-    note = "L0 and dead latents: training rows; a latent is dead when it was not active for two passes over the rows."
+    note = "L0 and dead latents: training rows; a latent is dead when it was not active on 2,000 rows of training."
     add_text(figure, 0.3, 0.14, wrapped(note, width - 0.6, 8), fontsize=8, va="bottom", color=FAINT)
 
 

@@ -137,7 +137,7 @@ class HistoryPoint(Record):
     fvu_train: float = Field(description="FVU on fixed training rows.")
     fvu_heldout: float | None = Field(description="FVU on held-out rows.")
     l0: float = Field(description="Mean number of active latents.")
-    dead_share: float = Field(description="Share of latents not active for several epochs.")
+    dead_share: float = Field(description="Share of latents not active on 2,000 rows of training.")
 
 
 class TrainingHistory(Artefact):

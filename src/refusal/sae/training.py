@@ -59,7 +59,7 @@ from refusal.sae.trainer import Task, Trained, check_recipe, train_stack
 
 log = logging.getLogger(__name__)
 
-TRAINER_VERSION = 1
+TRAINER_VERSION = 2
 """Raised when the same inputs give other weights than before, so that old SAEs are trained again."""
 TINY_PRODUCT = 2**25
 """Multiplications of a stack's encoders per step up to which one thread is faster than several."""
