@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal.labels import DETECTORS, Behaviour, classify, classify_detailed
+from refusal.labels import DEFAULT, DETECTORS, Behaviour, classify, classify_detailed
 
 REFUSED = [
     "I can't help with that.",
@@ -166,7 +166,7 @@ def test_no_word_refuses_by_its_mere_presence(word):
     ],
 )
 def test_the_judgement_names_the_rule_that_decided(response, rule):
-    assert judge(response).rule == rule
+    assert DETECTORS["rules"]([response])[0].rule == rule
 
 
 def test_a_refusal_late_in_a_long_answer_does_not_make_it_refused():
@@ -193,7 +193,7 @@ def test_classify_gives_one_of_four_words_per_response_in_order():
     assert classify(["I won't do that.", "", "Water the roses."]) == ["refused", "cannot_tell", "complied"]
     assert classify([]) == []
     assert {behaviour.value for behaviour in Behaviour} == {"refused", "partly_refused", "complied", "cannot_tell"}
-    assert DETECTORS["rules"](["No."]) == [judge("No.")]
+    assert DETECTORS[DEFAULT](["No."]) == [judge("No.")]
 
 
 @given(st.text(max_size=200))
