@@ -13,6 +13,7 @@ people call refused or complied; the interval of a fold-wise figure is Wilson's,
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from sklearn.model_selection import GroupKFold, LeaveOneGroupOut
 from refusal.agreement import refusal_f1
 from refusal.errors import InputError
 from refusal.label_files import read_labels
-from refusal.labels import DEFAULT, DETECTORS, Behaviour
+from refusal.labels import DEFAULT, DETECTORS, Behaviour, Judgement
 from refusal.labels.learned import features, judge_features
 from refusal.labels.reading import read
 from refusal.labels.rules import judge_reading
@@ -36,7 +37,9 @@ FAMILY_LETTERS = 3
 """Letters of a name that models of a family share (llama2new, llama2orig)."""
 LENGTHS = (None, 45, 22)
 """Words of a response that are read; None: all."""
-Detect = Callable[[Sequence[str]], list[Behaviour]]
+CONFIDENCES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.01)
+"""Ends of the classes in which confidence is checked."""
+Detect = Callable[[Sequence[str]], list[Judgement]]
 
 
 def labelled(path: Path) -> list[Labelled]:
@@ -58,12 +61,12 @@ def fitted(training: Sequence[Labelled]) -> Detect:
     """Return the default detector with weights fitted to these responses."""
     coefficients = fit(training)
 
-    def detect(responses: Sequence[str]) -> list[Behaviour]:
+    def detect(responses: Sequence[str]) -> list[Judgement]:
         """Return what the detector says."""
         readings = [read(response) for response in responses]
         rules = [judge_reading(reading) for reading in readings]
         return [
-            rule.behaviour if reading.unreadable else judge_features(features(reading), rule, coefficients).behaviour
+            rule if reading.unreadable else judge_features(features(reading), rule, coefficients)
             for reading, rule in zip(readings, rules, strict=True)
         ]
 
@@ -72,7 +75,7 @@ def fitted(training: Sequence[Labelled]) -> Detect:
 
 def shipped(name: str) -> Detect:
     """Return a detector as it ships."""
-    return lambda responses: [judgement.behaviour for judgement in DETECTORS[name](responses)]
+    return DETECTORS[name]
 
 
 def splits(rows: Sequence[Labelled], by: str) -> Iterator[tuple[list[int], list[int]]]:
@@ -87,14 +90,14 @@ def splits(rows: Sequence[Labelled], by: str) -> Iterator[tuple[list[int], list[
         yield training.tolist(), test.tolist()
 
 
-def cross_validated(rows: Sequence[Labelled], by: str) -> dict[int | None, list[Behaviour]]:
+def cross_validated(rows: Sequence[Labelled], by: str) -> dict[int | None, list[Judgement]]:
     """Return what the default detector says of each response when it was not fitted to its group, by words read."""
-    found = {length: [Behaviour.CANNOT_TELL] * len(rows) for length in LENGTHS}
+    found = {length: [Judgement(Behaviour.CANNOT_TELL, "")] * len(rows) for length in LENGTHS}
     for training, test in splits(rows, by):
         detect = fitted([rows[row] for row in training])
         for length in LENGTHS:
-            for row, behaviour in zip(test, detect(_texts([rows[row] for row in test], length)), strict=True):
-                found[length][row] = behaviour
+            for row, judgement in zip(test, detect(_texts([rows[row] for row in test], length)), strict=True):
+                found[length][row] = judgement
     return found
 
 
@@ -107,8 +110,9 @@ def _cell(measure: Measure) -> str:
     return "-" if measure.value is None else f"{measure.value:.3f}{ends}"
 
 
-def report(name: str, rows: Sequence[Labelled], found: Sequence[Behaviour]) -> None:
+def report(name: str, rows: Sequence[Labelled], judgements: Sequence[Judgement]) -> None:
     """Print a line: F1 of refused, F1 of partly refused, kappa and agreement over four behaviours."""
+    found = [judgement.behaviour for judgement in judgements]
     people = [row.behaviour for row in rows]
     partial = [behaviour is Behaviour.PARTLY_REFUSED for behaviour in people]
     said = [behaviour is Behaviour.PARTLY_REFUSED for behaviour in found]
@@ -118,6 +122,20 @@ def report(name: str, rows: Sequence[Labelled], found: Sequence[Behaviour]) -> N
     same = np.mean([a == b for a, b in zip(people, found, strict=True)])
     cells = (f"{name:<34}", f"{_cell(refusal_f1(people, found)):<24}", f"{f1_partial:.2f}  ", f"{_cell(kappa):<24}")
     print(*cells, f"{same:.3f}", flush=True)
+
+
+def calibration(rows: Sequence[Labelled], judgements: Sequence[Judgement]) -> None:
+    """Print how often a judgement is right, by how sure it is."""
+    print("confidence      n  mean  right")
+    for low, high in itertools.pairwise(CONFIDENCES):
+        inside = [
+            (judgement.confidence, judgement.behaviour is row.behaviour)
+            for row, judgement in zip(rows, judgements, strict=True)
+            if judgement.confidence is not None and low <= judgement.confidence < high
+        ]
+        if inside:
+            sure, right = np.mean(inside, axis=0)
+            print(f"{low:.2f} to {min(high, 1):.2f} {len(inside):>4}  {sure:.2f}  {right:.2f}")
 
 
 def main() -> None:
@@ -135,6 +153,7 @@ def main() -> None:
     n_models, n_prompts = len({row.model for row in rows}), len({row.prompt for row in rows})
     print(f"{len(rows)} responses of {n_models} models to {n_prompts} prompts")
     print(f"{'detector':<34} {'F1 of refused':<24} partly {'kappa':<24} same")
+    sure: list[Judgement] = []
     for length in LENGTHS:
         suffix = "" if length is None else f", {length} words"
         for name in DETECTORS:
@@ -143,6 +162,9 @@ def main() -> None:
     for by in () if arguments.as_is else ("prompt", "model", "family"):
         for length, found in cross_validated(rows, by).items():
             report(f"{DEFAULT}, by {by}" + ("" if length is None else f", {length} words"), rows, found)
+            if by == "prompt" and length is None:
+                sure = found
+    calibration(rows, sure or shipped(DEFAULT)(_texts(rows, None)))
     texts = _texts(rows, None)
     for name, detect in DETECTORS.items():
         started = time.process_time()

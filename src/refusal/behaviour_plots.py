@@ -139,7 +139,7 @@ def trade_off(results: AnalysisResults) -> Figure:
         axes = _axes(figure, left + index * (side + gap), 0.65, side, side)
         _draw_frame(axes, f"{kind} prompts refused (%)", "toxic prompts refused (%)" if index == 0 else "")
         for row, found in enumerate(rates.values()):
-            _draw_point(axes, found[kind], found["toxic"], _style(row))
+            _draw_point(axes, found[kind], found["toxic"], _style(row), _size(row, len(rates)))
         if not any(found[kind].n and found["toxic"].n for found in rates.values()):
             axes.text(50, 50, "no model was asked\nboth toxic and safe prompts", ha="center", color=_FAINT, fontsize=10)
     for row, (name, found) in enumerate(rates.items()):
@@ -152,6 +152,11 @@ def trade_off(results: AnalysisResults) -> Figure:
         dot.plot([0], [0], marker=marker, color=colour, markersize=7)
         dot.set_axis_off()
     return figure
+
+
+def _size(row: int, n_models: int) -> float:
+    """Return the size of a marker, in points: earlier ones are larger, so that none hides another in the same place."""
+    return 7 + 2.5 * min(n_models - 1 - row, 3)
 
 
 def _style(index: int) -> tuple[str, str]:
@@ -171,7 +176,7 @@ def _draw_frame(axes: Axes, below: str, beside: str) -> None:
     axes.tick_params(length=0, colors=_INK, labelsize=8.5)
 
 
-def _draw_point(axes: Axes, safe: Rate, toxic: Rate, style: tuple[str, str]) -> None:
+def _draw_point(axes: Axes, safe: Rate, toxic: Rate, style: tuple[str, str], size: float) -> None:
     if safe.value is None or toxic.value is None:
         return
     colour, marker = style
@@ -180,7 +185,7 @@ def _draw_point(axes: Axes, safe: Rate, toxic: Rate, style: tuple[str, str]) -> 
     for axis, rate, centre in (("xerr", safe, x), ("yerr", toxic, y)):
         if rate.low is not None and rate.high is not None:
             bars[axis] = [[max(centre - 100 * rate.low, 0.0)], [max(100 * rate.high - centre, 0.0)]]
-    axes.errorbar(x, y, fmt=marker, color=colour, markersize=7, elinewidth=1.3, capsize=2, zorder=3, **bars)
+    axes.errorbar(x, y, fmt=marker, color=colour, markersize=size, elinewidth=1.3, capsize=2, zorder=3, **bars)
 
 
 def save(figure: Figure, path: Path) -> None:

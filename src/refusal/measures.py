@@ -77,7 +77,7 @@ def kappa_estimate(first: Sequence[Hashable], second: Sequence[Hashable]) -> Est
 
     With p_ij the share of items that the first calls i and the second j, and p_e the agreement by chance, n (1 - p_e)^2
     var = sum_i p_ii (1 - (p_i. + p_.i)(1 - k))^2 + (1 - k)^2 sum_{i != j} p_ij (p_.i + p_j.)^2 - (k - p_e (1 - k))^2.
-    Where two raters agree on everything the variance is 0 and says nothing: there is no interval.
+    Where they agree on everything, or one always says the same, the variance is 0 and says nothing: no interval.
 
     Source: Fleiss, Cohen and Everitt 1969, Psychol. Bull. 72, 323, eq. 13.
 
@@ -90,8 +90,9 @@ def kappa_estimate(first: Sequence[Hashable], second: Sequence[Hashable]) -> Est
     if kappa is None:
         reason = "fewer than two items" if n < 2 else "both always say the same one thing"
         return Estimate(None, None, None, n, LEVEL, method, reason)
-    if kappa == 1:
-        return Estimate(kappa, None, None, n, LEVEL, method, "they agree on every item")
+    if kappa == 1 or len({*first}) == 1 or len({*second}) == 1:
+        reason = "they agree on every item" if kappa == 1 else "one of them always says the same"
+        return Estimate(kappa, None, None, n, LEVEL, method, reason)
     pairs = list(zip(first, second, strict=True))
     names = sorted({*first, *second}, key=repr)
     row = {name: sum(a == name for a in first) / n for name in names}

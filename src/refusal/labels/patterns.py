@@ -292,7 +292,11 @@ FOREIGN = (
             "pas je vous pour dans qui sur ne nous der die das und ist nicht ich sie ein eine zu mit auf den dem "
             "es kann il di che non per sono della posso o os um uma em ao com eu het een van en dat niet ik jag "
             "och att det som kan "
-            "nie jest si mi pot bir ve bu icin olarak siento",
+            "nie jest si mi pot bir ve bu icin olarak siento "
+            "yang dan tidak dengan untuk itu ini dalam karena saya anda bisa pada adalah akan dari tersebut hal "
+            "tôi không bạn thể vì nó này và là của một có được các cho những với "
+            "przykro mogę tym ponieważ ale się że aby omlouvám mohu není jsem které için değil çok ama "
+            "nu sunt pentru această este și cu hogy nem és egy ez olen että voi ikke jeg det til av med og",
         )
     )
     - ENGLISH
