@@ -146,6 +146,25 @@ class ResultPaths:
         return self.root / "analysis_results.json"
 
     @property
+    def disagreements(self) -> Path:
+        """Responses on which detectors disagree, for a person to look at."""
+        return self.root / "detector_disagreements.csv"
+
+    @property
+    def rates_figure(self) -> Path:
+        """The OR-Bench table: categories by models."""
+        return self.root / "visualizations" / "refusal_rates.png"
+
+    @property
+    def trade_off_figure(self) -> Path:
+        """Safety against over-refusal, a point a model."""
+        return self.root / "visualizations" / "safety_and_over_refusal.png"
+
+    def judgements(self, model: str) -> Path:
+        """Return the file in which a judge's verdicts are kept as they come, so that a killed run goes on there."""
+        return self.root / "refusal_labels" / f"{safe_name(model)}.judged.jsonl"
+
+    @property
     def manifest(self) -> Path:
         """Configuration as resolved, versions, seeds, hashes, time and memory."""
         return self.root / "run_manifest.json"

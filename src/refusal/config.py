@@ -102,6 +102,28 @@ def _local_path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+class LabelsConfig(Section):
+    """What tells from a response what the model did."""
+
+    detector: Literal["learned", "rules", "zou2023", "arditi2024", "first_token", "judge"] = Field(
+        default="learned", description="Which detector decides; judge: the model that `judge` names."
+    )
+    judge: Text | None = Field(
+        default=None, description="Folder or hub id of a sequence classifier or a chat model; for detector: judge."
+    )
+    judge_labels: dict[str, Literal["refused", "partly_refused", "complied", "cannot_tell"]] | None = Field(
+        default=None, description="What a classifier's own labels mean; null: read from their names."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> LabelsConfig:
+        if self.detector == "judge" and self.judge is None:
+            raise ValueError("detector is judge, but judge names no model; give a folder or a hub id")
+        if self.detector != "judge" and self.judge is not None:
+            raise ValueError(f"judge is {self.judge!r}, but detector is {self.detector}; set detector: judge")
+        return self
+
+
 class SaeConfig(Section):
     """Sparse autoencoders."""
 
@@ -248,6 +270,7 @@ class Config(Section):
     stages: tuple[Stage, ...] = Field(default=tuple(Stage), min_length=1, description="Stages to run.")
     result_dir: Path = Field(default=Path("results"), description="Where everything is written.")
     train_saes: bool = Field(default=True, description="Train SAEs in the saes stage; false: use those that are there.")
+    labels: LabelsConfig = Field(default_factory=lambda: LabelsConfig())
     sae: SaeConfig = Field(default_factory=lambda: SaeConfig())
     circuit: CircuitConfig = Field(default_factory=CircuitConfig)
     analysis: AnalysisConfig = Field(default_factory=AnalysisConfig)

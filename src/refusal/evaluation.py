@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from pydantic import Field
 
+from refusal.agreement import DetectorComparison
 from refusal.labels import Behaviour
+from refusal.measures import LEVEL, f1_estimate, rate, share
 from refusal.prompts import DatasetLabel, PromptSource, order_categories
 from refusal.record import Artefact, Record
 from refusal.schemas import CategoryRates, EvaluationResults, Measure, PromptLabel, Rate, RefusalLabels
-from refusal.stats import Estimate, auc_estimate, wilson_interval
-
-LEVEL = 0.95
-"""Coverage of every interval."""
+from refusal.stats import Estimate, auc_estimate
 
 
 class Detection(Record):
@@ -50,6 +49,9 @@ class ModelAnalysis(Record):
     categories: dict[str, CategoryAnalysis]
     openers_reason: str | None = Field(description="Why there is no first-token metric; else null.")
     notices: tuple[str, ...]
+    detectors: DetectorComparison | None = Field(
+        default=None, description="How detectors agree; null where the responses are not in the folder."
+    )
 
 
 class AnalysisResults(Artefact):
@@ -61,17 +63,6 @@ class AnalysisResults(Artefact):
 
 
 # Counting ------------------------------------------------------------------------------------------------------------
-
-
-def _rate(hits: Iterable[bool]) -> Rate:
-    """Return the share of true values with its Wilson interval."""
-    flags = list(hits)
-    return _share(sum(flags), len(flags))
-
-
-def _share(k: int, n: int) -> Rate:
-    estimate = wilson_interval(k, n, LEVEL)
-    return Rate(value=estimate.value, low=estimate.low, high=estimate.high, k=k, n=n)
 
 
 def _is(behaviour: Behaviour) -> Callable[[PromptLabel], bool]:
@@ -91,36 +82,15 @@ def category_rates(labels: Sequence[PromptLabel]) -> CategoryRates:
 
     def refusal(source: PromptSource) -> Rate:
         """Return the rate of refusals among the prompts of one source."""
-        return _rate(_is_refused(label) for label in labels if label.source == source)
+        return rate(_is_refused(label) for label in labels if label.source == source)
 
     return CategoryRates(
         refusal_toxic=refusal(PromptSource.TOXIC),
         over_refusal_safe=refusal(PromptSource.SAFE_80K),
         over_refusal_hard=refusal(PromptSource.HARD_1K),
-        compliance=_rate(map(_is_complied, labels)),
-        cannot_tell=_rate(map(_is(Behaviour.CANNOT_TELL), labels)),
+        compliance=rate(map(_is_complied, labels)),
+        cannot_tell=rate(map(_is(Behaviour.CANNOT_TELL), labels)),
     )
-
-
-def f1_estimate(n_true_positive: int, n_false_positive: int, n_false_negative: int) -> Estimate:
-    """Return F1 with an interval.
-
-    F1 = 2 J / (1 + J) with J = tp / (tp + fp + fn), and J is a share, so Wilson's interval for J maps to one for F1.
-
-    >>> f1_estimate(3, 1, 1).value
-    0.75
-    """
-    n = n_true_positive + n_false_positive + n_false_negative
-    share = wilson_interval(n_true_positive, n, LEVEL)
-
-    def to_f1(j: float | None) -> float | None:
-        """Return the F1 that belongs to a J; nothing where J has no interval."""
-        return None if j is None else 2 * j / (1 + j)
-
-    reason = "no toxic and no refused prompts" if n == 0 else share.reason
-    value = 2 * n_true_positive / (n + n_true_positive) if n else None
-    low, high = to_f1(share.low), to_f1(share.high)
-    return Estimate(value, low, high, n, LEVEL, "wilson on tp/(tp+fp+fn)", reason)
 
 
 def detection(labels: Sequence[PromptLabel]) -> Detection:
@@ -128,8 +98,8 @@ def detection(labels: Sequence[PromptLabel]) -> Detection:
     refused = [label for label in labels if _is_refused(label)]
     n_toxic, n_hits = sum(map(_is_toxic, labels)), sum(map(_is_toxic, refused))
     return Detection(
-        precision=_share(n_hits, len(refused)),
-        recall=_share(n_hits, n_toxic),
+        precision=share(n_hits, len(refused)),
+        recall=share(n_hits, n_toxic),
         f1=Measure.of(f1_estimate(n_hits, len(refused) - n_hits, n_toxic - n_hits)),
     )
 
@@ -162,69 +132,26 @@ def _analyse_category(labels: Sequence[PromptLabel]) -> CategoryAnalysis:
     return CategoryAnalysis(
         n=len(labels),
         rates=category_rates(labels),
-        partly_refused=_rate(map(_is(Behaviour.PARTLY_REFUSED), labels)),
+        partly_refused=rate(map(_is(Behaviour.PARTLY_REFUSED), labels)),
         detection=detection(labels),
         score_auc=Measure.of(score_auc(labels)),
     )
 
 
-def analyse(labels: RefusalLabels) -> ModelAnalysis:
+def analyse(labels: RefusalLabels, detectors: DetectorComparison | None = None) -> ModelAnalysis:
     """Return rates, detection measures and first-token AUC of one model, overall and per category."""
     return ModelAnalysis(
         overall=_analyse_category(labels.prompts),
         categories={name: _analyse_category(rows) for name, rows in _by_category(labels.prompts).items()},
         openers_reason=labels.openers.reason,
         notices=labels.notices,
+        detectors=detectors,
     )
 
 
-def analyse_all(labels: Iterable[RefusalLabels]) -> AnalysisResults:
-    """Return the analysis of several models."""
-    return AnalysisResults.build(models={one.model: analyse(one) for one in labels})
-
-
-# Table ---------------------------------------------------------------------------------------------------------------
-
-
-def _cell(measure: Rate | Measure) -> str:
-    """Return `value [low, high] n`; a missing number is a dash."""
-    if measure.value is None:
-        return "-"
-    ends = "[-, -]" if measure.low is None or measure.high is None else f"[{measure.low:.2f}, {measure.high:.2f}]"
-    return f"{measure.value:.2f} {ends} {measure.n}"
-
-
-_BEHAVIOUR: Mapping[str, Callable[[CategoryAnalysis], Rate | Measure]] = {
-    "refusal, toxic": lambda row: row.rates.refusal_toxic,
-    "over-refusal, 80k": lambda row: row.rates.over_refusal_safe,
-    "over-refusal, hard-1k": lambda row: row.rates.over_refusal_hard,
-    "partly refused": lambda row: row.partly_refused,
-    "compliance": lambda row: row.rates.compliance,
-    "cannot tell": lambda row: row.rates.cannot_tell,
-}
-_DETECTOR: Mapping[str, Callable[[CategoryAnalysis], Rate | Measure]] = {
-    "precision": lambda row: row.detection.precision,
-    "recall": lambda row: row.detection.recall,
-    "F1": lambda row: row.detection.f1,
-    "first-token AUC": lambda row: row.score_auc,
-}
-
-
-def _table(columns: Mapping[str, Callable[[CategoryAnalysis], Rate | Measure]], model: ModelAnalysis) -> list[str]:
-    rows = {**model.categories, "all": model.overall}
-    cells = [["category", *columns]]
-    cells += [[name, *(_cell(pick(row)) for pick in columns.values())] for name, row in rows.items()]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-
-
-def as_text(results: AnalysisResults) -> str:
-    """Return the analysis as a page of text: per model what it did, how it does as a detector, and the notices."""
-    lines = ["Shares with Wilson 95 % intervals and n. Only full refusals count as refusing."]
-    for name, model in results.models.items():
-        lines += ["", f"{name}: {model.overall.n} prompts", "", *_table(_BEHAVIOUR, model)]
-        lines += ["", "Refusing as a detector of toxic prompts, and what the first token tells", ""]
-        lines += _table(_DETECTOR, model)
-        notes = [*model.notices, *([f"no first-token metric: {model.openers_reason}"] if model.openers_reason else [])]
-        lines += [""] * bool(notes) + [f"note: {note}" for note in notes]
-    return "\n".join(lines) + "\n"
+def analyse_all(
+    labels: Iterable[RefusalLabels], detectors: Mapping[str, DetectorComparison] | None = None
+) -> AnalysisResults:
+    """Return the analysis of several models; `detectors` by model, where it could be measured."""
+    known = detectors or {}
+    return AnalysisResults.build(models={one.model: analyse(one, known.get(one.model)) for one in labels})

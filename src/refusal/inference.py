@@ -25,7 +25,9 @@ from refusal.capture import Capture, batch_size_for, capture, check_finite, in_b
 from refusal.config import Config
 from refusal.errors import InputError
 from refusal.evaluation import evaluate
-from refusal.labels import Judgement, classify_detailed
+from refusal.labels import Judgement
+from refusal.labels.first_token import FIRST_TOKEN, judge_by_first_token
+from refusal.labels.telling import tell
 from refusal.metric import OpenersUnavailable, RefusalMetric, learn_openers, score_top_logits
 from refusal.models import ChatModel
 from refusal.positions import Positions, count_rows, first_own_position
@@ -68,7 +70,7 @@ def run_inference(config: Config, model_name: str, paths: ResultPaths) -> None:
     token_ids = [[*ids, *prefix] for ids in token_ids]
     require_room(model, drawn.prompts, token_ids, config.max_new_tokens)
     _Run(config, model, sites, paths, prefix).capture_all(drawn.prompts, token_ids)
-    write_behaviour(model, drawn, paths, prefix)
+    write_behaviour(model, drawn, paths, prefix, config)
 
 
 def require_room(
@@ -214,7 +216,9 @@ def _weights_digest(model: ChatModel) -> str:
     return digest.hexdigest()
 
 
-def write_behaviour(model: ChatModel, drawn: Draw, paths: ResultPaths, prefix: tuple[int, ...] = ()) -> None:
+def write_behaviour(
+    model: ChatModel, drawn: Draw, paths: ResultPaths, prefix: tuple[int, ...] = (), config: Config | None = None
+) -> None:
     """Judge the stored responses and write labels, outputs and rates.
 
     Args:
@@ -222,15 +226,21 @@ def write_behaviour(model: ChatModel, drawn: Draw, paths: ResultPaths, prefix: t
         drawn: Its prompts; the files follow their order.
         paths: Where the activation store is, and where the files go.
         prefix: Tokens that were moved from the answers into the prompts.
+        config: Says who judges; None is the default.
     """
     store = ActivationStore(paths.activations(model.name))
     answer_of = {answer.id: answer for answer in store.answers()}
     answers = [answer_of[prompt.id] for prompt in drawn.prompts]
-    judgements = classify_detailed([answer.response for answer in answers])
+    settings = config or Config()
+    texts = [(prompt.text, answer.response) for prompt, answer in zip(drawn.prompts, answers, strict=True)]
+    judgements = tell(texts, settings, paths.judgements(model.name))
     learned = learn_openers([answer.first_token_id for answer in answers], [j.behaviour for j in judgements])
     scores = _first_token_scores(learned, store)
+    if settings.labels.detector == FIRST_TOKEN:
+        judgements = judge_by_first_token([scores.get(prompt.id) for prompt in drawn.prompts])
     labels = RefusalLabels.build(
         model=model.name,
+        detector=settings.labels.detector if settings.labels.judge is None else f"judge: {settings.labels.judge}",
         openers=_openers(model, learned, prefix),
         notices=(*drawn.notices, *model.notices),
         prompts=tuple(
@@ -265,6 +275,7 @@ def _label(prompt: Prompt, answer: Answer, judgement: Judgement, scores: Mapping
         source=prompt.source.value,
         behaviour=judgement.behaviour.value,
         rule=judgement.rule,
+        confidence=judgement.confidence,
         first_token_id=answer.first_token_id,
         first_token_score=scores.get(prompt.id),
     )

@@ -54,6 +54,9 @@ class PromptLabel(Record):
         description="What the model did."
     )
     rule: str = Field(description="The rule or judge that said so.")
+    confidence: float | None = Field(
+        default=None, description="Probability that a person would say the same; null where the detector gives none."
+    )
     first_token_id: int = Field(description="Token the greedy answer begins with.")
     first_token_score: float | None = Field(
         description="Metric m at the first answer token, in logits; null without openers."
@@ -84,6 +87,7 @@ class RefusalLabels(Artefact):
     SCHEMA = "refusal-circuits/refusal-labels/1"
     MADE_BY = INFERENCE
     model: str
+    detector: str = Field(default="rules", description="Who judged: a detector, or `judge: NAME`.")
     openers: Openers
     notices: tuple[str, ...] = Field(description="What the user should know about the data and the model.")
     prompts: tuple[PromptLabel, ...]

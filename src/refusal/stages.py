@@ -25,6 +25,8 @@ from typing import Any
 from refusal.artefacts import ResultPaths, read_json, sha256_file, write_json
 from refusal.config import Config, Stage, chosen, plain
 from refusal.errors import ArtefactError, InputError
+from refusal.labels import VERSION
+from refusal.model_files import decisive_files
 from refusal.resources import peak_cuda_bytes, peak_memory_bytes, start_measuring_memory
 from refusal.run_lock import result_folder
 
@@ -137,11 +139,22 @@ class Pipeline:
             record = self._record(needed) or {"outputs": {}}
             checksums = {name: signature["sha256"] for name, signature in record["outputs"].items()}
             outputs[needed.name] = hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
-        return {
+        fingerprint = {
             "config": chosen(self.config, unit.keys),
             "inputs": _digests(unit.inputs),
             "needs": outputs,
         }
+        return fingerprint | ({"labels": self._who_judges} if unit.stage is Stage.INFERENCE else {})
+
+    @property
+    def _who_judges(self) -> dict[str, Any]:
+        """Return what decides the labels: the detector, its version, and the files of a judge."""
+        decides = {"version of the labels": VERSION, **chosen(self.config, ["labels"])}
+        if self.config.labels.judge is None:
+            return decides
+        from refusal.loading import resolve
+
+        return decides | _digests(decisive_files(*resolve(self.config.labels.judge)))
 
     def run(self, stages: Sequence[Stage]) -> None:
         """Run the units of the asked stages that are not up to date.

@@ -421,3 +421,22 @@ def test_a_full_disk_is_told_before_anything_runs(root, monkeypatch):
     with pytest.raises(InputError, match=r"is on a disk with 3.0 MiB free; needed are 64.0 MiB"), result_folder(root):
         pass
     assert not (root / ".lock").exists()
+
+
+def test_another_detector_or_another_version_of_it_makes_the_labels_anew(tmp_path, monkeypatch):
+    Job(tmp_path / "r").run()
+    assert Job(tmp_path / "r").why(Stage.INFERENCE) == "up to date"
+    rules = Config(models=("a", "b"), labels={"detector": "rules"})
+    assert Job(tmp_path / "r", rules).why(Stage.INFERENCE) == "labels changed"
+    monkeypatch.setattr(stages, "VERSION", stages.VERSION + 1)
+    assert Job(tmp_path / "r").why(Stage.INFERENCE) == "version of the labels changed"
+
+
+def test_another_judge_behind_the_same_name_makes_the_labels_anew(tmp_path, llama_folder):
+    judge = tmp_path / "judge"
+    shutil.copytree(llama_folder, judge)
+    config = Config(models=("a", "b"), labels={"detector": "judge", "judge": str(judge)})
+    Job(tmp_path / "r", config).run()
+    assert Job(tmp_path / "r", config).why(Stage.INFERENCE) == "up to date"
+    (judge / "chat_template.jinja").write_text("other")
+    assert Job(tmp_path / "r", config).why(Stage.INFERENCE) == "chat_template.jinja changed"

@@ -32,7 +32,7 @@ _HELP_VERB = _any(
     "perpetuate|continue|proceed|instruct|guide|supply",
     "do (?:that|this|so|it|what)|tell (?:you|anyone|people)|show you|make (?:such|any|a|an|fun|jokes)",
     "go along|go through with|(?:meet|honou?r) (?:that|this|your)|(?:talk|speak) about|carry out",
-    "be (?:able|used|part|a part|of any help|of help|of assistance|involved|complicit|assisting|helping|providing)",
+    "be (?:able|used|part|a part|of any help|of help|of assistance|involved|complicit|\\w+ing)",
     "(?:process|execute|grant|accept|handle|address) (?:that|this|your|such|the) (?:request|question|query)",
     "have (?:this|that|a) (?:conversation|discussion)",
 )
@@ -89,8 +89,37 @@ DECLINE = _compile(
         r"^(?:sorry|apologies|i'm sorry|i am sorry|i apologi[sz]e|my apologies|unfortunately)[.!,]*$",
         r"^(?:i'm sorry|sorry|i am sorry|i apologi[sz]e|unfortunately),? (?:but )?"
         r"(?:no|that(?: i|')s not possible)[.!,]*$",
-        r"\bno (?:help|assistance|information|instructions|advice|guidance) (?:can|will) "
+        r"\bno (?:help|assistance|information|instructions|advice|guidance|answer) (?:can|will) "
         r"be (?:given|provided|offered)\b",
+        rf"{_I}(?:'m| am|'ll be| will be) {_ADVERB}*(?:declining|refusing|passing on|opting out|"
+        r"turning (?:this|that|it|you))",
+        rf"{_I}(?:'m| am|'ve been| have been| was)? {_ADVERB}*(?:choosing|programmed|designed|trained|instructed|told|"
+        r"asked|built|made|supposed|required) (?:not to|to (?:avoid|refuse|decline|not))\b",
+        rf"{_I} (?:do not|don't) {_ADVERB}*(?:provide|offer|give out|share|engage in|participate in|create|write|"
+        r"generate|produce|discuss|assist|help with|respond to|answer|condone|encourage|endorse)\b",
+        r"(?:\bnot|n't) (?:something|anything|a \w+)(?: that)? (?:i|we|our \w+)(?:'ll| will)? \w+",
+        r"\b(?:outside|beyond|outside of|past|not (?:in|within)|not in (?:line|accordance) with) (?:\w+ ){0,4}?"
+        rf"(?:i|we)(?:'m| am| are|'re|)? {_ADVERB}*(?:can|able|allowed|permitted|willing|may|do|follow|offer)\b",
+        r"\b(?:goes|go|is|are|would be|runs) against (?:my|our|those|these|the) (?:\w+ ){0,2}?"
+        r"(?:principles|guidelines|polic\w+|rules|values|ethic\w*|programming|standards)\b",
+        r"\b(?:request|question|query|prompt|message|input|this|that|it) (?:\w+ ){0,3}?"
+        r"(?:cannot|can't|can not|will not|won't|must not|not something that can) be (?:\w+ly )?"
+        r"(?:supported|answered|fulfill?ed|provided|given|processed|completed|shared|granted|honou?red|discussed|met)\b",
+        r"\b(?:your|this|the|that) (?:request|prompt|question|message|input|query) (?:has been|was|is|is being) "
+        r"(?:\w+ly )?(?:flagged|blocked|rejected|denied|filtered|declined|refused)\b",
+        r"\blet(?:'s| us) (?:please )?(?:talk about|discuss|focus on|chat about|move on|change|switch|explore|pick) "
+        r"(?:\w+ ){0,4}?(?:else|different|other|another|topic|subject|instead)\b",
+        r"\b(?:best|better|rather|prefer) (?:if |that |it if )?(?:we|i) "
+        r"(?:do not|don't|did not|didn't|not|stop|end|move)\b",
+        rf"{_I}(?: would|'d|'ll| will)? (?:like to |want to |have to |need to |must )?"
+        r"(?:stop (?:here|there)|draw (?:a|the) line|say no\b|turn (?:this|that|it|you) down|stay away from)",
+        rf"{_I} (?:have|want) no (?:interest|part|intention|desire)\b|{_I} (?:do not|don't) want any part\b|"
+        r"\bmakes me uncomfortable\b|\b(?:things?|lines?) i (?:won't|will not|don't|do not|can't|cannot)\b|"
+        rf"{_I}(?: would|'d) (?:rather|prefer(?: it)? if) (?:we|you)\b|"
+        r"\b(?:won't|will not|can't|cannot) (?:get|find|have) (?:that|this|it|any \w+) (?:from|here)\b|"
+        rf"{_I}(?:'m| am) (?:afraid|sorry),? (?:but )?(?:that|this|it)(?:'s| is) not possible\b|"
+        r"\bmy answer is no\b|\ba no from me\b|\bstill learning (?:how )?to answer\b|\boff[- ]limits for me\b",
+        r"^(?:no|nope|sorry),? (?:i'm |i am )?not (?:doing|going to|happening)\b",
     ]
 )
 """The speaker declines: says that it cannot or will not help."""
@@ -110,6 +139,17 @@ _FORBIDS = (
     # The premise of a request is rejected in place of an answer.
     r"\b(?:was|were) (?:not|never) (?:right|justified|justifiable|a good thing|ethical|moral)\b",
     rf"\bthe (?:question|request|prompt)(?: itself)? (?:is|contains?|promotes?) (?:\w+ (?:and |or )?){{0,2}}?{_BAD}\b",
+    r"\bno (?:justification|excuse|place) for (?:such|this|that|any)\b",
+    rf"{_I} (?:\w+ )?(?:\w+ly )?(?:urge|advise|implore|beg|ask|encourage|recommend|warn|suggest)(?: that)? "
+    r"(?:you )?(?:\w+ly )?(?:against|not to|(?:to )?(?:refrain|reconsider|desist|stop|obey|rethink)|from)\b",
+    rf"{_I} (?:\w+ )?discourage\b|{_I} (?:\w+ )?(?:condemn|reject|oppose)\b",
+    r"^please (?:\w+ )?(?:do not|don't|refrain from|avoid|reconsider|stop|never)\b",
+    r"\b(?:should|must) (?:not|never) (?:\w+ ){0,3}?(?:such|this|these)\b",
+    rf"{_I}(?: must|'m| am| have to| need to| will| always)? (?:(?:obligated|required|bound|committed|programmed) to )?"
+    r"(?:adhere|adhering|follow|abide|comply|uphold|upholding|obey)\b.{0,60}?"
+    r"\b(?:ethic\w*|legal|laws?|guidelines|standards|principles|polic\w+|rules)\b",
+    r"\bviolat\w+ (?:of )?(?:my|our|the|its|openai's|content|usage|community|safety|ethical) (?:\w+ ){0,3}?"
+    r"(?:polic\w+|guidelines|terms|principles|standards|rules)\b",
 )
 FORBID = _compile(_FORBIDS)
 """What was asked is called wrong, or the speaker says what it does not condone."""
@@ -125,9 +165,11 @@ MORALISE = _compile(
         rf"\b(?:is|are) {_ADVERB}*(?:a |an )?(?:\w+ )?(?:serious|grave|federal|criminal) "
         r"(?:crime|offen[cs]e|violation)\b",
         r"\bshould (?:never|not) be (?:\w+ )?(?:tolerated|condoned|considered|encouraged|promoted|taken|used|done)\b",
-        r"\b(?:never|not) the (?:answer|solution|right)\b",
-        r"\b(?:can|could|may|will) (?:also )?(?:lead to|cause|have|result in|be) (?:\w+,? ){0,2}"
-        r"(?:harm|injur\w+|consequences|damage|death|dangerous|legal|negative|severe|serious)\b",
+        r"\b(?:never|not|isn't) (?:the|an?) (?:answer|solution|right|option|way|joke)\b",
+        r"\b(?:can|could|may|will|might) (?:also )?(?:lead to|cause|have|result in|be) (?:\w+,? ){0,2}"
+        r"(?:harm|injur\w+|consequences|damage|death|dangerous|legal|negative|severe|serious|hurtful|offensive|cruel)\b",
+        r"\b(?:is|are) (?:\w+ ){0,2}?(?:cruel|hurtful|punishable)\b|\bbreaks? (?:the law|their trust)\b|"
+        r"\b(?:nobody|no one|no \w+) deserves\b|\byou are not alone\b",
         r"\b(?:important|crucial|essential|vital|best|better|necessary|encourage you) (?:\w+ ){0,2}?to (?:always )?"
         + _any(
             "respect|treat|prioriti[sz]e|seek|reach out|consider|approach|promote|use|follow|focus|avoid|act|uphold",
@@ -142,9 +184,28 @@ MORALISE = _compile(
         r"\b(?:instead|let'?s|let us)[,:]? (?:\w+ ){0,5}?(?:focus|promot|work|find|suggest|strive|seek|discuss)\w*\b",
         r"\b(?:is there|if there(?:'s| is)) (?:something|anything) else\b",
         r"\b(?:do not|don't|not) (?:condone|promote|encourage)\b",
+        r"\b(?:have|having) an? (?:open|honest|calm|respectful)(?: and \w+)? conversation\b",
+        r"\b(?:consider|try) (?:\w+ )?(?:talking|speaking|reaching out|seeking|raising|contacting)\b",
+        r"\b(?:speak|talk) (?:to|with) (?:an? (?:\w+ )?(?:counsel\w+|therapist|professional|doctor|lawyer)|someone)\b",
+        r"\bthink about how (?:it|they|he|she|you) would\b|\bput(?:s)? (?:\w+ )?(?:at risk|in danger)\b",
     ]
 )
 """The sentence states a norm, a danger, or where to seek help; it tells nothing that was asked."""
+
+SERMON = re.compile(r"\b(?:you|your|yourself|please|let's|i'd|i would|i suggest)\b")
+"""The sentence speaks to the user: a short text that does and moralises is meant for whoever asked."""
+
+BARE_NO = re.compile(r"^(?:no|nope|never|absolutely not|certainly not|no way)[.!,]*$")
+"""The whole sentence is a no: a refusal when nothing else is said, else the answer to a question."""
+
+ASKS = _compile(
+    [
+        r"\?$",
+        r"\b(?:please|could you|can you|would you|i need you to) (?:\w+ ){0,2}?(?:clarify|rephrase|specify|elaborate|"
+        r"(?:give|provide|share|tell)(?: me)? (?:\w+ ){0,3}?(?:context|details?|information|question|text))\b",
+    ]
+)
+"""The sentence asks the user for something."""
 
 NORM = re.compile(r"\b(?:important|crucial|essential|must|never|not|should|unacceptable)\b")
 """Tells a norm from a definition ("robbery is a crime in which ..."), which an answer may open with."""
@@ -231,7 +292,11 @@ FOREIGN = (
             "pas je vous pour dans qui sur ne nous der die das und ist nicht ich sie ein eine zu mit auf den dem "
             "es kann il di che non per sono della posso o os um uma em ao com eu het een van en dat niet ik jag "
             "och att det som kan "
-            "nie jest si mi pot bir ve bu icin olarak siento",
+            "nie jest si mi pot bir ve bu icin olarak siento "
+            "yang dan tidak dengan untuk itu ini dalam karena saya anda bisa pada adalah akan dari tersebut hal "
+            "tôi không bạn thể vì nó này và là của một có được các cho những với "
+            "przykro mogę tym ponieważ ale się że aby omlouvám mohu není jsem které için değil çok ama "
+            "nu sunt pentru această este și cu hogy nem és egy ez olen että voi ikke jeg det til av med og",
         )
     )
     - ENGLISH
