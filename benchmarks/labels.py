@@ -30,7 +30,8 @@ from refusal.labels.learned import features, judge_features
 from refusal.labels.reading import read
 from refusal.labels.rules import judge_reading
 from refusal.labels.training import Labelled, cut, fit
-from refusal.measures import Measure, kappa_estimate
+from refusal.measures import kappa_estimate
+from refusal.schemas import Measure
 
 COEFFICIENTS = Path(__file__).parents[1] / "src" / "refusal" / "labels" / "coefficients.json"
 FAMILY_LETTERS = 3

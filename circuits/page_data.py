@@ -280,8 +280,9 @@ def _circuit(file: CircuitFile, limits: Limits) -> PageCircuit:
 def _site(circuit: SparseFeatureCircuit, site: Site) -> PageSite:
     curve = next((curve for curve in circuit.header.curves if curve.site == site.name), None)
     faithfulness = completeness = _measured(None, (None, None))
-    if curve is not None and curve.chosen_size in curve.size:
-        at = curve.size.index(curve.chosen_size)
+    if curve is not None:
+        # the chosen size lies between two that were tried: the figures are those of the larger
+        at = next(place for place, size in enumerate(curve.size) if size >= curve.chosen_size)
         faithfulness = _measured(curve.faithfulness[at], curve.faithfulness_ci[at])
         completeness = _measured(curve.completeness[at], curve.completeness_ci[at])
     return PageSite(
