@@ -122,6 +122,7 @@ def _prepare(trial: Trial, train: Tensor) -> Callable[[Recipe], TopKSae]:
     task = Task("benchmark", 0, TensorRows(train))
 
     def ours(recipe: Recipe) -> TopKSae:
+        """Train with this project's trainer."""
         used = gradients.dense_gradients if trial.trainer == "ours dense" else objectives.gradients
         with mock.patch.object(objectives, "gradients", used):
             sae = train_stack([task], split, recipe)[0].sae

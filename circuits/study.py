@@ -130,6 +130,7 @@ class Study:
 
     def _profile(self, effects: SiteEffects) -> Profile:
         def under(weights: Resampling) -> SiteTransfer:
+            """Return the transfer under some weights."""
             return site_transfer(effects, self.gap, self.refused, _seeds_of(effects, weights))
 
         point, draws = under(plain_weights(self.refused, self.n_seeds)), under(self.weights)
@@ -159,6 +160,7 @@ class Study:
         """Return the deciding site with the largest mean transfer, as one fold or all prompts measure it."""
 
         def shared(profile: Profile) -> float:
+            """Return the mean transfer of a site, -inf where there is none."""
             measured = profile.point if fold is None else profile.folds[fold]
             value = float(measured.mean_transfer(profile.holds)[0])
             return -np.inf if np.isnan(value) else value

@@ -135,6 +135,7 @@ def resolve(config: SaeConfig, n_rows: int, d_model: int, n_prompts: int | None 
     how = "" if n_prompts is None else f"; {n_rows} rows of {n_prompts} prompts count as {counted}"
 
     def settle(name: str, configured: str | T, automatic: Auto[T]) -> T:
+        """Return the configured value, or the automatic one, and note why."""
         if isinstance(configured, str):
             reasons[name] = f"auto: {automatic.reason}{how if name in BY_ROWS else ''}"
             return automatic.value

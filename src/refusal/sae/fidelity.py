@@ -114,6 +114,7 @@ def _put(variants: list[int], values: Float[Tensor, "chosen batch d_model"]) -> 
     """Return the edit that gives some variants these values."""
 
     def put(acts: Float[Tensor, "variant batch d_model"]) -> Float[Tensor, "variant batch d_model"]:
+        """Put the values in the place of the chosen variants."""
         return acts.index_copy(0, torch.tensor(variants, device=acts.device), values.to(acts))
 
     return put

@@ -65,9 +65,11 @@ class _ChosenRows:
 
     @property
     def d_model(self) -> int:
+        """Width of a row."""
         return self.whole.d_model
 
     def take(self, rows: Int[Tensor, " row"]) -> Float[Tensor, "row d_model"]:
+        """Return the rows asked for, in that order, as float32."""
         return self.whole.take(self.chosen[rows])
 
 

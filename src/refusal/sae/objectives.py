@@ -300,11 +300,13 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def forward(context: object, pre: Tensor, threshold: Tensor, width: Tensor) -> Tensor:
+        """Return 1 where a pre-activation is above its threshold and positive, else 0."""
         context.save_for_backward(pre, threshold, width)  # type: ignore[attr-defined]
         return ((pre > threshold) & (pre > 0)).to(pre.dtype)
 
     @staticmethod
     def backward(context: object, upstream: Tensor) -> tuple[None, Tensor, None]:
+        """Return the gradient with respect to the threshold."""
         pre, threshold, width = context.saved_tensors  # type: ignore[attr-defined]
         near = ((pre - threshold).abs() < width / 2).to(pre.dtype)
         return None, (-near / width * upstream).sum(1, keepdim=True), None
