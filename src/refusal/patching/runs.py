@@ -40,6 +40,11 @@ class PairBatch:
     pairs: tuple[TokenPair, ...]
     tokens: dict[Side, TokenBatch]
 
+    @classmethod
+    def of(cls, rows: tuple[int, ...], pairs: Sequence[TokenPair], both: TokenBatch) -> PairBatch:
+        """Return a batch; `both` holds the clean prompts, then the corrupted ones."""
+        return cls(rows, tuple(pairs), {Side.CLEAN: _part(both, 0), Side.CORRUPTED: _part(both, 1)})
+
     @property
     def width(self) -> int:
         """Columns of the padded prompts."""
@@ -63,6 +68,7 @@ class PairRuns:
         pairs: The pairs as tokens.
         frame: Their chat frame.
         batch_size: Pairs that are run together.
+        prefix: Tokens that every answer begins with; the prompts end with them.
     """
 
     def __init__(
@@ -73,12 +79,14 @@ class PairRuns:
         frame: Frame,
         *,
         batch_size: int = DEFAULT_BATCH,
+        prefix: tuple[int, ...] = (),
     ) -> None:
         self.model = model
         self.metric = metric
         self.pairs = tuple(pairs)
         self.frame = frame
         self.batch_size = batch_size
+        self.prefix = prefix
         self.runner = {
             side: ReadoutRunner(model, [getattr(pair, side) for pair in pairs], batch_size=batch_size) for side in Side
         }
@@ -128,9 +136,13 @@ class PairRuns:
         order = sorted(range(len(self)), key=lambda row: (self.pairs[row].longest, row))
         for first in range(0, len(order), self.batch_size):
             rows = tuple(order[first : first + self.batch_size])
-            pairs = tuple(self.pairs[row] for row in rows)
-            both = self.model.pad([*(pair.clean for pair in pairs), *(pair.corrupted for pair in pairs)])
-            yield PairBatch(rows, pairs, {Side.CLEAN: _part(both, 0), Side.CORRUPTED: _part(both, 1)})
+            yield self.batch(rows)
+
+    def batch(self, rows: tuple[int, ...]) -> PairBatch:
+        """Return some pairs as one batch, in that order."""
+        pairs = [self.pairs[row] for row in rows]
+        both = self.model.pad([*(pair.clean for pair in pairs), *(pair.corrupted for pair in pairs)])
+        return PairBatch.of(rows, pairs, both)
 
     @torch.no_grad()
     def everywhere(self, batch: PairBatch, side: Side, sites: Collection[Site]) -> dict[Site, Float[Tensor, "batch pos _"]]:
@@ -160,8 +172,9 @@ class PairRuns:
 
     def of(self, rows: Sequence[int]) -> PairRuns:
         """Return the runs of some of the pairs, with what is known of them already."""
+        pairs = [self.pairs[row] for row in rows]
         chosen = PairRuns(
-            self.model, self.metric, [self.pairs[row] for row in rows], self.frame, batch_size=self.batch_size
+            self.model, self.metric, pairs, self.frame, batch_size=self.batch_size, prefix=self.prefix
         )
         chosen._m = {side: values[list(rows)] for side, values in self._m.items()}
         chosen._acts = {key: acts[list(rows)] for key, acts in self._acts.items()}

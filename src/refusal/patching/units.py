@@ -83,10 +83,17 @@ class Unit:
     head: int | None
     """Number of the attention head at a `heads_N` site; None: the whole site."""
     place: Place
+    latent: int | None = None
+    """Number of the latent of the site's SAE; None: no latent."""
+
+    @property
+    def name(self) -> str:
+        """Site and head or latent: `heads_3.1`, `residuals_2 #17`, `mlp_0`."""
+        head = "" if self.head is None else f".{self.head}"
+        return f"{self.site}{head}" if self.latent is None else f"{self.site} #{self.latent}"
 
     def __str__(self) -> str:
-        head = "" if self.head is None else f".{self.head}"
-        return f"{self.site}{head} at {self.place}"
+        return f"{self.name} at {self.place}"
 
 
 KINDS = (SiteKind.RESIDUALS, SiteKind.MLP, SiteKind.ATTENTION, SiteKind.HEADS)
