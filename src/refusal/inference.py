@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from refusal.labels.first_token import FIRST_TOKEN, judge_by_first_token
 from refusal.labels.telling import tell
 from refusal.metric import OpenersUnavailable, RefusalMetric, learn_openers, score_top_logits
 from refusal.models import ChatModel
-from refusal.positions import Positions, count_rows, first_own_position
+from refusal.positions import READOUT_ONLY, Keep, Positions, count_rows, first_own_position
 from refusal.prompts import Draw, Prompt, draw, load_prompts
 from refusal.resources import free_bytes, human_bytes
 from refusal.schemas import ModelOutput, ModelOutputs, Openers, PromptLabel, RefusalLabels
@@ -63,7 +64,8 @@ def run_inference(config: Config, model_name: str, paths: ResultPaths) -> None:
     """
     drawn = draw_prompts(config)
     model = ChatModel.load(model_name, device=config.device, dtype=config.dtype)
-    sites = model.resolve_sites(config.activation_layers)
+    studied = model.resolve_sites(config.activation_layers)
+    sites = sorted({*studied, *model.resolve_extra_sites(config.capture.sites)})
     token_ids = model.tokenize([prompt.text for prompt in drawn.prompts], config.system_prompt)
     require_room(model, drawn.prompts, token_ids, config.max_new_tokens)
     prefix = shared_answer_prefix(model, drawn.prompts, token_ids, config.max_new_tokens)
@@ -91,6 +93,25 @@ def require_room(
             f"{longest} tokens and max_new_tokens is {max_new_tokens}, the limit is {limit} together; "
             "shorten or remove them, or lower max_new_tokens"
         )
+
+
+def what_is_kept(config: Config, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[int]]) -> Keep:
+    """Return what is kept of the forward pass of each prompt besides its readout position.
+
+    Raises:
+        InputError: A prompt does not reach back to an offset of `capture.positions`.
+    """
+    asked = config.capture.positions
+    offsets = tuple(sorted((each for each in asked if isinstance(each, int) and each < -1), reverse=True))
+    shortest, prompt_id = min((len(ids), prompt.id) for ids, prompt in zip(token_ids, prompts, strict=True))
+    beyond = [offset for offset in offsets if -offset > shortest]
+    if beyond:
+        raise InputError(
+            f"capture.positions: {beyond[0]} is before the beginning of prompt {prompt_id}, which has {shortest} "
+            f"tokens with its chat frame; allowed are -1 to -{shortest}"
+        )
+    own = {"mean": "mean" in asked, "others": config.keeps_all_positions}
+    return Keep(offsets, **own, first=first_own_position(token_ids) if any(own.values()) else 1)
 
 
 def require_disk(folder: Path, n_bytes: int) -> None:
@@ -139,16 +160,16 @@ class _Run:
         self.sites = sites
         self.folder = paths.activations(model.name)
         self.batch_size = 0
-        self.first_position: int | None = None
-        self._row_bytes = len(sites) * model.d_model * model.dtype.itemsize
+        self.keep = READOUT_ONLY
+        self._row_bytes = sum(map(model.width, sites)) * model.dtype.itemsize
 
     def capture_all(self, prompts: Sequence[Prompt], token_ids: list[list[int]]) -> None:
         """Write every shard that is not complete, then the index."""
         order = sorted(range(len(prompts)), key=lambda row: (len(token_ids[row]), prompts[row].id))
         n_bytes = [0] * len(order)
-        if self.config.sae.uses_all_positions:
-            self.first_position = first_own_position(token_ids)
-            n_bytes = [n_rows * self._row_bytes for n_rows in count_rows(token_ids, self.first_position)]
+        self.keep = what_is_kept(self.config, prompts, token_ids)
+        if self.keep.others:
+            n_bytes = [n_rows * self._row_bytes for n_rows in count_rows(token_ids, self.keep.first)]
             require_disk(self.folder, sum(n_bytes))
         shards = plan_shards(order, n_bytes)
         writer = ActivationWriter(self.folder, self._plan(prompts, token_ids))
@@ -161,7 +182,9 @@ class _Run:
                 ids = [prompts[row].id for row in rows]
                 writer.write(index, self._shard(ids, [token_ids[row] for row in rows], bar.update))
         modules = {str(site): self.model.module_name(site) for site in self.sites}
-        writer.finish(len(shards), Source(modules, max(map(len, token_ids))))
+        studied = self.model.resolve_sites(self.config.activation_layers)
+        extra = [site for site in self.sites if site not in studied]
+        writer.finish(len(shards), Source(modules, max(map(len, token_ids))), extra)
 
     def _plan(self, prompts: Sequence[Prompt], token_ids: list[list[int]]) -> str:
         """Return a hash of all that decides the content of shards."""
@@ -176,15 +199,15 @@ class _Run:
             "shard": SHARD_PROMPTS,
             "model": _weights_digest(self.model),
         }
-        if self.first_position is not None:
-            decisive |= {"first_position": self.first_position, "shard_bytes": SHARD_BYTES}
+        if self.keep != READOUT_ONLY:
+            decisive |= {"keep": asdict(self.keep), "shard_bytes": SHARD_BYTES}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     def _shard(self, ids: list[str], token_ids: list[list[int]], progress: Callable[[int], object]) -> Shard:
         def run(rows: range) -> Capture:
             """Capture rows of the shard, checked for values that are not finite."""
             batch = token_ids[rows.start : rows.stop]
-            found = capture(self.model, batch, self.sites, self.config.max_new_tokens, self.first_position)
+            found = capture(self.model, batch, self.sites, self.config.max_new_tokens, self.keep)
             check_finite(found, ids[rows.start : rows.stop], self.model)
             progress(len(rows))
             return found
@@ -199,6 +222,10 @@ class _Run:
             {site: torch.cat([part.readout[site] for part in parts]) for site in self.sites},
             first,
             Positions.cat(before, [len(part.answers) for part in parts]) if before else None,
+            {
+                at: {site: torch.cat([part.elsewhere[at][site] for part in parts]) for site in self.sites}
+                for at in self.keep.elsewhere
+            },
         )
 
     def _answer(self, prompt_id: str, tokens: list[int], ended: bool, first_token: int) -> Answer:

@@ -91,6 +91,7 @@ def test_what_heads_write_adds_up_to_the_output_of_the_attention(tiny_model, fam
     heads = acts[site].unflatten(-1, (model.n_heads, -1))
     weights = model.head_weights(1)
     assert weights.shape == (model.n_heads, heads.shape[-1], model.d_model)
+    assert model.width(site) == acts[site].shape[-1]
     bias = getattr(projection, "bias", None)
     total = torch.einsum("bphd,hdm->bpm", heads, weights) + (0 if bias is None else bias)
     torch.testing.assert_close(total, written[0], atol=1e-5, rtol=1e-5)
