@@ -57,8 +57,9 @@ def estimate(config: Config, size: ModelSize, n_prompts: int) -> Needs:
     d_sae = auto_d_sae(counted, size.d_model).value if config.sae.d_sae == "auto" else config.sae.d_sae
     n_seeds, one_sae = len(config.sae.seeds), 2 * d_sae * size.d_model * 4
     readout, others = (rows * size.d_model * n_sites * bytes_each for rows in (n_prompts, n_others))
-    # other positions are written, and trained on, piece by piece
-    capturing = size.n_parameters * bytes_each + readout + min(2 * SHARD_BYTES, others)
+    # other positions are kept, and trained on, piece by piece: of a shard twice while it is put together, and of the
+    # one before it, which is being written
+    capturing = size.n_parameters * bytes_each + readout + min(3 * SHARD_BYTES, others)
     # training keeps weights, gradients and two moments of each SAE of a site, and its rows in float32
     rows = 2 * n_prompts * size.d_model * 4 + min(IN_MEMORY_BYTES, n_others * size.d_model * 4)
     memory = _LIBRARIES + max(capturing, 4 * n_seeds * one_sae + rows)

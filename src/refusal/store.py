@@ -18,7 +18,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from refusal.artefacts import atomic_write, read_json, sha256_file, write_json
+from refusal.batches import TokenCount
 from refusal.errors import ArtefactError
 from refusal.positions import MappedRows, PositionIndex, Positions
 from refusal.sites import Site
@@ -81,6 +82,8 @@ class Shard:
     first_token: TopLogits
     positions: Positions | None = None
     """Positions before the readout position, where they are kept."""
+    tokens: TokenCount = field(default_factory=TokenCount)
+    """Tokens of the prompts, with and without padding."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,13 @@ class ActivationWriter:
         folder: Where they go.
         plan: Whatever decides the content of shards (prompts, model, sites ...), as a string. Shards that were written
             under another plan are not complete.
+        prefix: Tokens that were moved from the answers into the prompts, noted in each shard (`noted_prefix`).
     """
 
-    def __init__(self, folder: Path, plan: str) -> None:
+    def __init__(self, folder: Path, plan: str, prefix: Sequence[int] = ()) -> None:
         self.folder = folder
         self.plan = plan
+        self.prefix = tuple(prefix)
 
     def is_complete(self, index: int) -> bool:
         """Return whether a shard was written whole under this plan."""
@@ -135,6 +140,8 @@ class ActivationWriter:
             "plan": self.plan,
             "sha256": _save(path, tensors),
             "answers": [vars(answer) for answer in shard.answers],
+            "answer_prefix": list(self.prefix),
+            "tokens": vars(shard.tokens),
         }
         positions = _positions_path(self.folder, index)
         if shard.positions is None:
@@ -143,12 +150,13 @@ class ActivationWriter:
             content["positions_sha256"] = _save(positions, shard.positions.tensors())
         write_json(rows, content)
 
-    def finish(self, n_shards: int, source: Source | None = None) -> None:
-        """Write the index over all shards and remove shards of an earlier, longer run."""
-        shards, sites, dtype, d_model = [], [], "", 0
+    def finish(self, n_shards: int, source: Source | None = None) -> TokenCount:
+        """Write the index over all shards and remove shards of an earlier, longer run; return the tokens of all."""
+        shards, sites, dtype, d_model, count = [], [], "", 0, TokenCount()
         for index in range(n_shards):
             rows, path = _shard_paths(self.folder, index)
             content = read_json(rows, MADE_BY)
+            count += TokenCount(**content.get("tokens", {}))
             with safe_open(path, "pt") as handle:
                 names = [key.removeprefix("readout/") for key in handle.keys() if key.startswith("readout/")]  # noqa: SIM118
                 sites = sorted(Site.parse(name) for name in names)
@@ -173,12 +181,26 @@ class ActivationWriter:
             "d_model": d_model,
             "n_prompts": sum(len(shard["prompt_ids"]) for shard in shards),
             "source": None if source is None else vars(source),
+            "tokens": vars(count),
             "shards": shards,
         }
         write_json(self.folder / "index.json", index_content)
         for stale in sorted([*self.folder.glob("shard-*"), *self.folder.glob("positions-*")]):
             if int(stale.stem.rpartition("-")[2]) >= n_shards:
                 stale.unlink()
+        return count
+
+
+def noted_prefix(folder: Path) -> tuple[int, ...]:
+    """Return the tokens that were moved from the answers into the prompts, as the shards of a folder say; else none."""
+    for path in sorted(folder.glob("shard-*.json")):
+        try:
+            content = read_json(path, MADE_BY)
+        except ArtefactError:  # damaged: another may be whole
+            continue
+        if isinstance(content, dict) and isinstance(content.get("answer_prefix"), list):
+            return tuple(content["answer_prefix"])
+    return ()
 
 
 def _shard_paths(folder: Path, index: int) -> tuple[Path, Path]:
