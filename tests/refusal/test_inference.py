@@ -123,24 +123,21 @@ def test_a_run_killed_anywhere_ends_with_the_same_bytes(
 
 
 def test_a_shard_is_written_while_the_next_is_computed(config, undisturbed, tmp_path, monkeypatch):
-    write, captured = ActivationWriter.write, threading.Semaphore(0)
+    write = ActivationWriter.write
+    captured = [threading.Event() for _ in range(4)]
+    still = iter(captured)
 
     def note_capture(*arguments):
-        captured.release()
+        next(still).set()
         return capture(*arguments)
 
-    def write_when_the_next_is_on_its_way(self, index, shard):
-        assert index == 3 or captured.acquire(timeout=60)
+    def write_when_the_next_was_begun(self, index, shard):
+        assert index == 3 or captured[index + 1].wait(timeout=20)
         write(self, index, shard)
-
-    def first_shard_then_wait(self, index, shard):
-        """Take the permit of the shard's own capture away."""
-        assert captured.acquire(timeout=60)
-        write_when_the_next_is_on_its_way(self, index, shard)
 
     monkeypatch.setattr(inference, "capture", note_capture)
     monkeypatch.setattr(inference, "shared_answer_prefix", lambda *rest: ())
-    monkeypatch.setattr(ActivationWriter, "write", first_shard_then_wait)
+    monkeypatch.setattr(ActivationWriter, "write", write_when_the_next_was_begun)
     paths = ResultPaths(tmp_path / "slow disk")
     run_inference(config, MODEL, paths)
     assert files_under(paths.root) == files_under(undisturbed.root)
