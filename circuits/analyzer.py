@@ -29,6 +29,7 @@ INFERENCE_KEYS = (
     "max_new_tokens",
     "system_prompt",
     "activation_layers",
+    "capture",
 )
 SAES_VERSION = 2
 """Raised when the stage leaves other files or numbers for the same inputs; SAEs whose weights are the same are kept."""

@@ -18,7 +18,7 @@ from refusal.prompts import CATEGORIES, draw, load_prompts
 from refusal.resources import MIB, free_bytes, human_bytes
 from refusal.sae.all_positions import IN_MEMORY_BYTES
 from refusal.sae.auto import auto_d_sae, independent_rows
-from refusal.sites import Site
+from refusal.sites import CAPTURED_KINDS, STREAM_KINDS, SiteKind, expand
 
 _LIBRARIES = 512 * MIB
 """Memory of Python and torch themselves."""
@@ -31,6 +31,7 @@ class Needs:
     """What one model takes, in bytes; an estimate from the shapes of what is kept."""
 
     n_sites: int
+    """With SAEs."""
     activations: int
     """On disk."""
     saes: int
@@ -52,11 +53,13 @@ def estimate(config: Config, size: ModelSize, n_prompts: int) -> Needs:
     """Return what a model takes with `n_prompts` prompts."""
     n_sites = size.n_layers if config.activation_layers == "all" else len(config.activation_layers)
     bytes_each = resolve_dtype(config.dtype, resolve_device(config.device)).itemsize
-    n_others = n_prompts * OWN_POSITIONS if config.sae.uses_all_positions else 0
+    n_others = n_prompts * OWN_POSITIONS if config.keeps_all_positions else 0
     counted = independent_rows(n_prompts, n_prompts + n_others)
     d_sae = auto_d_sae(counted, size.d_model).value if config.sae.d_sae == "auto" else config.sae.d_sae
     n_seeds, one_sae = len(config.sae.seeds), 2 * d_sae * size.d_model * 4
-    readout, others = (rows * size.d_model * n_sites * bytes_each for rows in (n_prompts, n_others))
+    n_places = 1 + sum(place not in ("readout", "all", -1) for place in config.capture.positions)
+    row_bytes = captured_width(config, size) * bytes_each
+    readout, others = n_prompts * n_places * row_bytes, n_others * row_bytes
     # other positions are kept, and trained on, piece by piece: of a shard twice while it is put together, and of the
     # one before it, which is being written
     capturing = size.n_parameters * bytes_each + readout + min(3 * SHARD_BYTES, others)
@@ -64,6 +67,13 @@ def estimate(config: Config, size: ModelSize, n_prompts: int) -> Needs:
     rows = 2 * n_prompts * size.d_model * 4 + min(IN_MEMORY_BYTES, n_others * size.d_model * 4)
     memory = _LIBRARIES + max(capturing, 4 * n_seeds * one_sae + rows)
     return Needs(n_sites, readout + others, n_seeds * n_sites * one_sae, memory)
+
+
+def captured_width(config: Config, size: ModelSize) -> int:
+    """Return the numbers that all captured sites have together at one position."""
+    studied = ["residuals"] if config.activation_layers == "all" else config.activation_layers
+    sites = {*expand(studied, size.n_layers), *expand(config.capture.sites, size.n_layers)}
+    return sum(size.d_heads if site.kind is SiteKind.HEADS else size.d_model for site in sites)
 
 
 def check_before_loading(config: Config) -> None:
@@ -84,15 +94,16 @@ def check_before_loading(config: Config) -> None:
 
 
 def _missing_sites(config: Config, name: str, size: ModelSize) -> str:
-    named = () if config.activation_layers == "all" or not size.n_layers else config.activation_layers
-    missing = [site for site in named if Site.parse(site).layer >= size.n_layers]
-    if not missing:
+    if not size.n_layers:
         return ""
-    last = size.n_layers - 1
-    return (
-        f"activation_layers: {name} has no site {', '.join(map(repr, missing))}; it has residuals_0 to "
-        f"residuals_{last}, mlp_0 to mlp_{last}, attention_0 to attention_{last}"
-    )
+    studied = () if config.activation_layers == "all" else config.activation_layers
+    for key, names in (("activation_layers", studied), ("capture.sites", config.capture.sites)):
+        missing = [str(site) for site in expand(names, size.n_layers) if site.layer >= size.n_layers]
+        if missing:
+            kinds = STREAM_KINDS if key == "activation_layers" else CAPTURED_KINDS
+            ranges = ", ".join(f"{kind}_0 to {kind}_{size.n_layers - 1}" for kind in reversed(kinds))
+            return f"{key}: {name} has no site {', '.join(map(repr, missing))}; it has {ranges}"
+    return ""
 
 
 def _missing_room(config: Config, needed: int) -> list[str]:

@@ -45,7 +45,7 @@ def shared_answer_prefix(
         max_new_tokens: Longest answer.
         batcher: Runs the batches; None: one whose budget is found.
     """
-    batcher = batcher or Batcher(budget_for(model, "auto", 0, max_new_tokens))
+    batcher = batcher or Batcher(budget_for(model, "auto", [], max_new_tokens))
     probe = sorted(_probe(prompts), key=lambda row: len(token_ids[row]))
     prefix: tuple[int, ...] = ()
     while len(prefix) < MAX_PREFIX:

@@ -8,6 +8,7 @@ powers of two, so that a little more or less free memory does not change the bat
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from refusal.batches import Budget
 from refusal.models import ChatModel
+from refusal.sites import Site
 
 MAX_PROMPTS = 256
 """Prompts of a batch, at most, where nothing is configured."""
@@ -40,12 +42,12 @@ class BatchMemory:
     """Of a prompt's answer and of what is kept of the prompt."""
 
     @classmethod
-    def of(cls, model: ChatModel, n_sites: int, max_new_tokens: int) -> BatchMemory:
+    def of(cls, model: ChatModel, sites: Sequence[Site], max_new_tokens: int) -> BatchMemory:
         """Return the estimate for a model, from the numbers in its configuration.
 
         Args:
             model: The model.
-            n_sites: Sites of which the readout row stays on the device until the pass is over.
+            sites: Those of which the readout row stays on the device until the pass is over.
             max_new_tokens: Longest answer.
         """
         config, itemsize = model.model.config.get_text_config(), model.dtype.itemsize
@@ -59,7 +61,7 @@ class BatchMemory:
         )
         widest = _LIVE * max(inner, heads * head_dim, d_model) + 4 * d_model
         logits = 3 * 4 * model.vocab_size  # float32, and what is made of them
-        return cls(cache + widest * itemsize, max_new_tokens * cache + n_sites * d_model * itemsize + logits)
+        return cls(cache + widest * itemsize, max_new_tokens * cache + sum(map(model.width, sites)) * itemsize + logits)
 
     def budget(self, free: int) -> Budget:
         """Return the budget of so many free bytes: the largest power of two of tokens that fits."""
@@ -73,20 +75,20 @@ def _number(config: Any, *names: str) -> int:
     return next((int(value) for value in values if isinstance(value, int)), 0)
 
 
-def budget_for(model: ChatModel, batch_size: str | int, n_sites: int, max_new_tokens: int) -> Budget:
+def budget_for(model: ChatModel, batch_size: str | int, sites: Sequence[Site], max_new_tokens: int) -> Budget:
     """Return the budget to begin with.
 
     Args:
         model: The model, on its device.
         batch_size: As configured: auto, or prompts of a batch at most, whatever their length.
-        n_sites: Sites that are captured.
+        sites: Those that are captured.
         max_new_tokens: Longest answer.
     """
     if batch_size != "auto":
         return Budget(int(batch_size))
     devices = {weight.device for weight in model.model.parameters() if weight.device.type == "cuda"}
     if devices:
-        return BatchMemory.of(model, n_sites, max_new_tokens).budget(min(map(free_cuda_bytes, devices)))
+        return BatchMemory.of(model, sites, max_new_tokens).budget(min(map(free_cuda_bytes, devices)))
     return Budget(MAX_PROMPTS, CPU_TOKENS if model.device.type == "cpu" else DEVICE_TOKENS)
 
 

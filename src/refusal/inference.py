@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from refusal.capture import Capture, capture, check_finite
 from refusal.config import Config
 from refusal.errors import InputError
 from refusal.models import ChatModel
-from refusal.positions import Positions, count_rows, first_own_position
+from refusal.positions import READOUT_ONLY, Keep, Positions, count_rows, first_own_position
 from refusal.processes import WHOLE, Part
 from refusal.prompts import Draw, Prompt, draw, load_prompts
 from refusal.resources import free_bytes, human_bytes
@@ -89,6 +90,25 @@ def require_room(
         )
 
 
+def what_is_kept(config: Config, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[int]]) -> Keep:
+    """Return what is kept of the forward pass of each prompt besides its readout position.
+
+    Raises:
+        InputError: A prompt does not reach back to an offset of `capture.positions`.
+    """
+    asked = config.capture.positions
+    offsets = tuple(sorted((each for each in asked if isinstance(each, int) and each < -1), reverse=True))
+    shortest, prompt_id = min((len(ids), prompt.id) for ids, prompt in zip(token_ids, prompts, strict=True))
+    beyond = [offset for offset in offsets if -offset > shortest]
+    if beyond:
+        raise InputError(
+            f"capture.positions: {beyond[0]} is before the beginning of prompt {prompt_id}, which has {shortest} "
+            f"tokens with its chat frame; allowed are -1 to -{shortest}"
+        )
+    own = {"mean": "mean" in asked, "others": config.keeps_all_positions}
+    return Keep(offsets, **own, first=first_own_position(token_ids) if any(own.values()) else 1)
+
+
 def require_disk(folder: Path, n_bytes: int) -> None:
     """Raise if the disk has no room for the positions before the readout position.
 
@@ -141,16 +161,17 @@ class Inference:
         self.paths = paths
         self.drawn: Draw = draw_prompts(config)
         self.model = ChatModel.load(model_name, device=config.device, dtype=config.dtype)
-        self.sites = self.model.resolve_sites(config.activation_layers)
+        self.studied = self.model.resolve_sites(config.activation_layers)
+        self.sites = sorted({*self.studied, *self.model.resolve_extra_sites(config.capture.sites)})
         self.folder = paths.activations(model_name)
-        self.batcher = Batcher(budget_for(self.model, config.batch_size, len(self.sites), config.max_new_tokens))
+        self.batcher = Batcher(budget_for(self.model, config.batch_size, self.sites, config.max_new_tokens))
         prompts = self.drawn.prompts
         token_ids = self.model.tokenize([prompt.text for prompt in prompts], config.system_prompt)
         require_room(self.model, prompts, token_ids, config.max_new_tokens)
         self.prefix = noted_prefix(self.folder) if is_merge else self._find_prefix(token_ids)
         self.token_ids = [[*ids, *self.prefix] for ids in token_ids]
         require_room(self.model, prompts, self.token_ids, config.max_new_tokens)
-        self.first_position = first_own_position(self.token_ids) if config.sae.uses_all_positions else None
+        self.keep = what_is_kept(config, prompts, self.token_ids)
         self.shards = self._plan_shards()
         self.writer = ActivationWriter(self.folder, self._plan(prompts, self.token_ids), self.prefix)
 
@@ -163,9 +184,9 @@ class Inference:
         prompts, token_ids = self.drawn.prompts, self.token_ids
         order = sorted(range(len(prompts)), key=lambda row: (len(token_ids[row]), prompts[row].id))
         n_bytes = [0] * len(order)
-        if self.first_position is not None:
-            row_bytes = len(self.sites) * self.model.d_model * self.model.dtype.itemsize
-            n_bytes = [n_rows * row_bytes for n_rows in count_rows(token_ids, self.first_position)]
+        if self.keep.others:
+            row_bytes = sum(map(self.model.width, self.sites)) * self.model.dtype.itemsize
+            n_bytes = [n_rows * row_bytes for n_rows in count_rows(token_ids, self.keep.first)]
             require_disk(self.folder, sum(n_bytes))
         return plan_shards(order, n_bytes)
 
@@ -193,7 +214,9 @@ class Inference:
     def finish(self) -> None:
         """Write the index over all shards, and what the model did; all shards must be complete."""
         modules = {str(site): self.model.module_name(site) for site in self.sites}
-        count = self.writer.finish(len(self.shards), Source(modules, max(map(len, self.token_ids))))
+        extra = [site for site in self.sites if site not in self.studied]
+        source = Source(modules, max(map(len, self.token_ids)))
+        count = self.writer.finish(len(self.shards), source, extra)
         log.info(
             "%s: %d tokens of prompts, %d with padding (%.2f times)",
             *(self.model.name, count.needed, count.computed, count.ratio),
@@ -213,8 +236,8 @@ class Inference:
             "shard": SHARD_PROMPTS,
             "model": weights_digest(self.model.model),
         }
-        if self.first_position is not None:
-            decisive |= {"first_position": self.first_position, "shard_bytes": SHARD_BYTES}
+        if self.keep != READOUT_ONLY:
+            decisive |= {"keep": asdict(self.keep), "shard_bytes": SHARD_BYTES}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     def _captured(self, rows: Sequence[int], progress: Callable[[int], object]) -> Shard:
@@ -226,7 +249,7 @@ class Inference:
         def run(rows: range) -> Capture:
             """Capture rows of the shard, checked for values that are not finite."""
             batch = token_ids[rows.start : rows.stop]
-            found = capture(self.model, batch, self.sites, self.config.max_new_tokens, self.first_position)
+            found = capture(self.model, batch, self.sites, self.config.max_new_tokens, self.keep)
             check_finite(found, ids[rows.start : rows.stop], self.model)
             progress(len(rows))
             return found
@@ -242,6 +265,10 @@ class Inference:
             {site: torch.cat([part.readout[site] for part in parts]) for site in self.sites},
             first,
             Positions.cat(before, [len(part.answers) for part in parts]) if before else None,
+            {
+                at: {site: torch.cat([part.elsewhere[at][site] for part in parts]) for site in self.sites}
+                for at in self.keep.elsewhere
+            },
             self.batcher.count - before_this,
         )
 

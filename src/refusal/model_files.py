@@ -15,6 +15,8 @@ _NOT_THE_MODEL = {"planted.json"}
 """What a shipped model was trained to do: read by tests, not by the model."""
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _WIDTH = ("hidden_size", "n_embd", "d_model")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "attention_heads")
+_HEAD_WIDTH = ("v_head_dim", "head_dim")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class ModelSize:
     """Numbers in its weights."""
     weight_bytes: int
     """Bytes of its weight files."""
+    d_heads: int = 0
+    """Width of all heads of a block side by side; that of the residual stream if config.json does not say."""
 
 
 def model_folder(source: str, revision: str | None = None) -> Path | None:
@@ -74,6 +78,7 @@ def model_size(source: str, revision: str | None = None) -> ModelSize | None:
     return ModelSize(
         n_layers=_first_number(content, _LAYERS),
         d_model=_first_number(content, _WIDTH),
+        d_heads=_first_number(content, _HEADS) * _first_number(content, _HEAD_WIDTH) or _first_number(content, _WIDTH),
         n_parameters=sum(_parameters(path) for path in weights),
         weight_bytes=sum(path.stat().st_size for path in weights),
     )

@@ -100,13 +100,13 @@ def test_other_errors_are_not_hidden():
 
 def test_the_budget_is_as_configured_or_that_of_the_device(tiny_model):
     model = tiny_model("llama")
-    assert budget_for(model, 3, n_sites=3, max_new_tokens=8) == Budget(3)
-    assert budget_for(model, "auto", n_sites=3, max_new_tokens=8) == Budget(MAX_PROMPTS, CPU_TOKENS)
+    assert budget_for(model, 3, sites=[], max_new_tokens=8) == Budget(3)
+    assert budget_for(model, "auto", sites=[], max_new_tokens=8) == Budget(MAX_PROMPTS, CPU_TOKENS)
 
 
 def test_memory_of_a_batch_is_the_cache_the_widest_layer_and_what_is_kept():
     model = make_model("llama")  # 3 blocks, d_model 32, 2 key-value heads of 8, MLP of 48, float32
-    memory = BatchMemory.of(model, n_sites=5, max_new_tokens=10)
+    memory = BatchMemory.of(model, model.sites()[:5], max_new_tokens=10)
     cache = 2 * 3 * 2 * 8 * 4
     assert memory.per_token == cache + (3 * 48 + 4 * 32) * 4
     assert memory.per_answer == 10 * cache + 5 * 32 * 4 + 12 * model.vocab_size
