@@ -62,8 +62,9 @@ def estimate(config: Config, size: ModelSize, n_prompts: int) -> Needs:
     n_places = 1 + sum(place not in ("readout", "all", -1) for place in config.capture.positions)
     row_bytes = captured_width(config, size) * bytes_each
     readout, others = n_prompts * n_places * row_bytes, n_others * row_bytes
-    # other positions are written, and trained on, piece by piece
-    held = min(n_prompts, 2 * SHARD_PROMPTS) * n_places * row_bytes + min(2 * SHARD_BYTES, others)
+    # shards are kept, and trained on, piece by piece: one twice while it is put together, and the one before it, which
+    # is being written
+    held = min(n_prompts, 3 * SHARD_PROMPTS) * n_places * row_bytes + min(3 * SHARD_BYTES, others)
     capturing = size.n_parameters * bytes_each + held
     # training keeps weights, gradients and two moments of each SAE of a site, and its rows in float32
     rows = 2 * n_prompts * size.d_model * 4 + min(IN_MEMORY_BYTES, n_others * size.d_model * 4)

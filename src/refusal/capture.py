@@ -10,10 +10,8 @@ No second pass, and nothing of the answer reaches the recorded activations. This
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -26,14 +24,6 @@ from refusal.models import ChatModel, TokenBatch
 from refusal.positions import READOUT_ONLY, At, Keep, Positions
 from refusal.sites import Site
 from refusal.store import TopLogits
-
-log = logging.getLogger(__name__)
-
-AUTO_BATCH_TOKENS = 16_384
-"""Prompt tokens of a batch when `batch_size` is auto; halved when memory runs out."""
-MAX_AUTO_BATCH = 256
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
-"""What torch says on CUDA and MPS, on the CPU, and in cuBLAS when memory runs out (lower case)."""
 
 
 @dataclass(frozen=True)
@@ -189,51 +179,3 @@ def check_finite(found: Capture, prompt_ids: Sequence[str], model: ChatModel) ->
                 f"{str(model.dtype).removeprefix('torch.')}; set dtype: float32, or check the model's weights. "
                 "What was captured before stays."
             )
-
-
-def batch_size_for(token_ids: Sequence[Sequence[int]], configured: str | int) -> int:
-    """Return the batch size to begin with: as configured, or what the token budget holds of the longest prompts."""
-    if configured != "auto":
-        return int(configured)
-    longest = max((len(ids) for ids in token_ids), default=1)
-    return max(1, min(MAX_AUTO_BATCH, AUTO_BATCH_TOKENS // longest))
-
-
-Result = TypeVar("Result")
-
-
-def in_batches(n: int, size: int, run: Callable[[range], Result]) -> tuple[list[Result], int]:
-    """Return the results of `run` over consecutive ranges, and the batch size that worked.
-
-    When memory runs out, the size is halved and the same range is run again; smaller batches give the same results.
-
-    Raises:
-        InputError: Memory runs out with a single prompt.
-    """
-    results, first = [], 0
-    while first < n:
-        rows = range(first, min(n, first + size))
-        try:
-            results.append(run(rows))
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            if len(rows) == 1:
-                raise InputError(
-                    "batch_size: memory ran out with a single prompt; use dtype: bfloat16, a smaller model or a "
-                    "larger device. What was captured before stays."
-                ) from error
-        else:
-            first = rows.stop
-            continue
-        # after the handler, which keeps the failed batch's tensors alive through its traceback
-        size = len(rows) // 2
-        log.warning("memory ran out: batch size halved to %d", size)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return results, size
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or any(phrase in said for phrase in OUT_OF_MEMORY)

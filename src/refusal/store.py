@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from refusal.artefacts import atomic_write, read_json, sha256_file, write_json
+from refusal.batches import TokenCount
 from refusal.errors import ArtefactError
 from refusal.positions import At, MappedRows, PositionIndex, Positions
 from refusal.sites import STREAM_KINDS, Site
@@ -84,6 +85,8 @@ class Shard:
     """Positions before the readout position, where they are kept."""
     elsewhere: Mapping[At, dict[Site, Float[Tensor, "prompt width"]]] = field(default_factory=dict)
     """Offsets from the end and means, where they are kept."""
+    tokens: TokenCount = field(default_factory=TokenCount)
+    """Tokens of the prompts, with and without padding."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +106,13 @@ class ActivationWriter:
         folder: Where they go.
         plan: Whatever decides the content of shards (prompts, model, sites ...), as a string. Shards that were written
             under another plan are not complete.
+        prefix: Tokens that were moved from the answers into the prompts, noted in each shard (`noted_prefix`).
     """
 
-    def __init__(self, folder: Path, plan: str) -> None:
+    def __init__(self, folder: Path, plan: str, prefix: Sequence[int] = ()) -> None:
         self.folder = folder
         self.plan = plan
+        self.prefix = tuple(prefix)
 
     def is_complete(self, index: int) -> bool:
         """Return whether a shard was written whole under this plan."""
@@ -139,6 +144,8 @@ class ActivationWriter:
             "plan": self.plan,
             "sha256": _save(path, tensors),
             "answers": [vars(answer) for answer in shard.answers],
+            "answer_prefix": list(self.prefix),
+            "tokens": vars(shard.tokens),
         }
         positions = _positions_path(self.folder, index)
         if shard.positions is None:
@@ -147,8 +154,8 @@ class ActivationWriter:
             content["positions_sha256"] = _save(positions, shard.positions.tensors())
         write_json(rows, content)
 
-    def finish(self, n_shards: int, source: Source | None = None, extra_sites: Collection[Site] = ()) -> None:
-        """Write the index over all shards and remove shards of an earlier, longer run.
+    def finish(self, n_shards: int, source: Source | None = None, extra_sites: Collection[Site] = ()) -> TokenCount:
+        """Write the index over all shards and remove shards of an earlier, longer run; return the tokens of all.
 
         Args:
             n_shards: Shards of the run, each of which is complete.
@@ -156,11 +163,12 @@ class ActivationWriter:
             extra_sites: Sites that were kept besides those that are studied.
         """
         shards: list[dict[str, Any]] = []
-        held = _Held("", {}, ())
+        held, count = _Held("", {}, ()), TokenCount()
         for index in range(n_shards):
             rows, path = _shard_paths(self.folder, index)
             content = read_json(rows, MADE_BY)
             held = _held(path)
+            count += TokenCount(**content.get("tokens", {}))
             shard = {
                 "file": path.name,
                 "sha256": content["sha256"],
@@ -183,12 +191,26 @@ class ActivationWriter:
             "widths": {str(site): width for site, width in sorted(held.widths.items())},
             "n_prompts": sum(len(shard["prompt_ids"]) for shard in shards),
             "source": None if source is None else vars(source),
+            "tokens": vars(count),
             "shards": shards,
         }
         write_json(self.folder / "index.json", index_content)
         for stale in sorted([*self.folder.glob("shard-*"), *self.folder.glob("positions-*")]):
             if int(stale.stem.rpartition("-")[2]) >= n_shards:
                 stale.unlink()
+        return count
+
+
+def noted_prefix(folder: Path) -> tuple[int, ...]:
+    """Return the tokens that were moved from the answers into the prompts, as the shards of a folder say; else none."""
+    for path in sorted(folder.glob("shard-*.json")):
+        try:
+            content = read_json(path, MADE_BY)
+        except ArtefactError:  # damaged: another may be whole
+            continue
+        if isinstance(content, dict) and isinstance(content.get("answer_prefix"), list):
+            return tuple(content["answer_prefix"])
+    return ()
 
 
 def _key(at: At, site: Site) -> str:

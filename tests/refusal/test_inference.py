@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import threading
 
 import pytest
 import torch
@@ -118,6 +120,54 @@ def test_a_run_killed_anywhere_ends_with_the_same_bytes(
     run_inference(config, MODEL, paths)
     assert written == list(range(4))  # no shard twice
     assert files_under(paths.root) == files_under(undisturbed.root)
+
+
+def test_a_shard_is_written_while_the_next_is_computed(config, undisturbed, tmp_path, monkeypatch):
+    write = ActivationWriter.write
+    captured = [threading.Event() for _ in range(4)]
+    still = iter(captured)
+
+    def note_capture(*arguments):
+        next(still).set()
+        return capture(*arguments)
+
+    def write_when_the_next_was_begun(self, index, shard):
+        assert index == 3 or captured[index + 1].wait(timeout=20)
+        write(self, index, shard)
+
+    monkeypatch.setattr(inference, "capture", note_capture)
+    monkeypatch.setattr(inference, "shared_answer_prefix", lambda *rest: ())
+    monkeypatch.setattr(ActivationWriter, "write", write_when_the_next_was_begun)
+    paths = ResultPaths(tmp_path / "slow disk")
+    run_inference(config, MODEL, paths)
+    assert files_under(paths.root) == files_under(undisturbed.root)
+
+
+def test_a_full_disk_stops_the_run_with_what_was_complete(config, undisturbed, tmp_path, monkeypatch):
+    write = ActivationWriter.write
+
+    def write_until_full(self, index, shard):
+        if index == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, index, shard)
+
+    paths = ResultPaths(tmp_path / "full")
+    with monkeypatch.context() as patch:
+        patch.setattr(ActivationWriter, "write", write_until_full)
+        with pytest.raises(OSError, match="No space left"):
+            run_inference(config, MODEL, paths)
+    assert len(list(paths.activations(MODEL).glob("shard-*.json"))) == 2
+    run_inference(config, MODEL, paths)
+    assert files_under(paths.root) == files_under(undisturbed.root)
+
+
+def test_the_index_says_how_much_was_padding(config, undisturbed):
+    index = json.loads((undisturbed.activations(MODEL) / "index.json").read_text())
+    model = ChatModel.load(MODEL, device="cpu")
+    token_ids = model.tokenize([prompt.text for prompt in draw_prompts(config).prompts])
+    assert index["tokens"]["needed"] == sum(map(len, token_ids))
+    shards = [sorted(map(len, token_ids))[first : first + SHARD] for first in range(0, len(token_ids), SHARD)]
+    assert index["tokens"]["computed"] == sum(len(shard) * shard[-1] for shard in shards)
 
 
 def test_running_again_captures_nothing_and_changes_nothing(config, undisturbed, monkeypatch):
