@@ -17,14 +17,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from refusal.answer_prefix import shared_answer_prefix
+from refusal.answer_prefix import MAX_PREFIX, note_prefix, shared_answer_prefix
 from refusal.artefacts import ResultPaths
 from refusal.background import OneInFlight
 from refusal.batch_memory import budget_for
@@ -85,24 +85,34 @@ def merge_shards(config: Config, model_name: str, paths: ResultPaths) -> None:
     inference.finish()
 
 
-def require_room(
-    model: ChatModel, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[int]], max_new_tokens: int
-) -> None:
-    """Raise if a prompt and its answer are longer than the model's context.
+def that_fit(
+    model: ChatModel, drawn: Draw, token_ids: list[list[int]], max_new_tokens: int
+) -> tuple[Draw, list[list[int]]]:
+    """Return the prompts that fit the context with their answers, with a notice of those left out, and their tokens.
 
     Raises:
-        InputError: Names the longest prompt, its tokens and the limit.
+        InputError: No prompt of a category fits; names the longest prompt, its tokens and the limit.
     """
     limit = model.context_length
-    lengths = [(len(ids), prompt.id) for prompt, ids in zip(prompts, token_ids, strict=True)]
-    too_long = [] if limit is None else [entry for entry in lengths if entry[0] + max_new_tokens > limit]
-    if too_long:
-        longest, prompt_id = max(too_long)
+    lengths = [(len(ids), prompt) for prompt, ids in zip(drawn.prompts, token_ids, strict=True)]
+    too_long = [] if limit is None else [entry for entry in lengths if entry[0] + MAX_PREFIX + max_new_tokens > limit]
+    if not too_long:
+        return drawn, token_ids
+    n_tokens, longest = max(too_long, key=lambda entry: (entry[0], entry[1].id))
+    said = (
+        f"{len(too_long)} prompts do not fit the context of {model.name}: prompt {longest.id} has {n_tokens} tokens, "
+        f"max_new_tokens is {max_new_tokens}, the limit is {limit} together with {MAX_PREFIX} to spare"
+    )
+    left_out = {prompt.id for _, prompt in too_long}
+    rows = [row for row, prompt in enumerate(drawn.prompts) if prompt.id not in left_out]
+    kept = replace(drawn, prompts=tuple(drawn.prompts[row] for row in rows), notices=(*drawn.notices, said))
+    emptied = [category for category in drawn.categories if category not in kept.categories]
+    if emptied:
         raise InputError(
-            f"dataset_dir: {len(too_long)} prompts do not fit the context of {model.name}: prompt {prompt_id} has "
-            f"{longest} tokens and max_new_tokens is {max_new_tokens}, the limit is {limit} together; "
-            "shorten or remove them, or lower max_new_tokens"
+            f"dataset_dir: {said}; nothing is left of {', '.join(emptied)}; shorten them, or lower max_new_tokens"
         )
+    log.warning("%s; they are left out", said)
+    return kept, [token_ids[row] for row in rows]
 
 
 def what_is_kept(config: Config, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[int]]) -> Keep:
@@ -174,18 +184,17 @@ class Inference:
     def __init__(self, config: Config, model_name: str, paths: ResultPaths, *, is_merge: bool = False) -> None:
         self.config = config
         self.paths = paths
-        self.drawn: Draw = draw_prompts(config)
         self.model = ChatModel.load(model_name, device=config.device, dtype=config.dtype)
         self.studied = self.model.resolve_sites(config.activation_layers)
         self.sites = sorted({*self.studied, *self.model.resolve_extra_sites(config.capture.sites)})
         self.folder = paths.activations(model_name)
         self.batcher = Batcher(budget_for(self.model, config.batch_size, self.sites, config.max_new_tokens))
+        drawn = draw_prompts(config)
+        every = self.model.tokenize([prompt.text for prompt in drawn.prompts], config.system_prompt)
+        self.drawn, token_ids = that_fit(self.model, drawn, every, config.max_new_tokens)
         prompts = self.drawn.prompts
-        token_ids = self.model.tokenize([prompt.text for prompt in prompts], config.system_prompt)
-        require_room(self.model, prompts, token_ids, config.max_new_tokens)
-        self.prefix = noted_prefix(self.folder) if is_merge else self._find_prefix(token_ids)
+        self.prefix = self._noted_prefix() if is_merge else self._find_prefix(token_ids)
         self.token_ids = [[*ids, *self.prefix] for ids in token_ids]
-        require_room(self.model, prompts, self.token_ids, config.max_new_tokens)
         self.keep = what_is_kept(config, prompts, self.token_ids)
         self.shards = self._plan_shards()
         self.writer = ActivationWriter(self.folder, self._plan(prompts, self.token_ids), self.prefix)
@@ -193,6 +202,11 @@ class Inference:
     def _find_prefix(self, token_ids: list[list[int]]) -> tuple[int, ...]:
         limit = self.config.max_new_tokens
         return shared_answer_prefix(self.model, self.drawn.prompts, token_ids, limit, self.batcher)
+
+    def _noted_prefix(self) -> tuple[int, ...]:
+        prefix = noted_prefix(self.folder)
+        note_prefix(self.model, prefix)
+        return prefix
 
     def _plan_shards(self) -> list[list[int]]:
         """Return the prompts of each shard, by length, then by id."""

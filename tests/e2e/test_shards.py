@@ -11,8 +11,10 @@ import yaml
 
 from circuits.job import inference_main, main
 from refusal import inference
+from refusal.answer_prefix import note_prefix
 from refusal.artefacts import ResultPaths
 from refusal.capture import capture
+from refusal.schemas import RefusalLabels
 
 MODEL = "planted/partial"
 OUTPUTS = ("activations", "refusal_labels", "model_outputs", "evaluation_results")
@@ -91,6 +93,22 @@ def test_the_plain_command_computes_what_shards_have_left(config, tmp_path, monk
     assert inference_main(command) == 0
     assert sum(captured) == 20
     assert files_under(parts) == files_under(one)
+
+
+def test_a_merge_knows_what_was_moved_into_the_prompts_and_says_so(config, tmp_path, monkeypatch):
+    def moved(model, *rest):
+        note_prefix(model, (5,))
+        return (5,)
+
+    monkeypatch.setattr(inference, "shared_answer_prefix", moved)
+    one, parts = ["--result-dir", str(tmp_path / "one")], ["--result-dir", str(tmp_path / "parts")]
+    assert inference_main([*config, *one]) == 0
+    for number in (1, 2):
+        assert inference_main([*config, *parts, "--shard", f"{number}/2"]) == 0
+    assert inference_main([*config, *parts, "--merge"]) == 0
+    assert files_under(tmp_path / "parts") == files_under(tmp_path / "one")
+    labels = RefusalLabels.load(ResultPaths(tmp_path / "parts").refusal_labels(MODEL))
+    assert any("it was moved into the prompt" in notice for notice in labels.notices)
 
 
 def test_a_merge_without_any_shard_names_the_plain_command(config, tmp_path, capsys):
