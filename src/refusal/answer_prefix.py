@@ -57,10 +57,15 @@ def shared_answer_prefix(
         if common is None:
             break
         prefix = (*prefix, common)
+    note_prefix(model, prefix)
+    return prefix
+
+
+def note_prefix(model: ChatModel, prefix: Sequence[int]) -> None:
+    """Say in the result files that tokens were moved, if any were."""
     if prefix:
         text = model.tokenizer.decode(list(prefix))
         model.notices.append(f"all answers begin with {text!r}: it was moved into the prompt, and the readout after it")
-    return prefix
 
 
 def _answer(model: ChatModel, token_ids: list[list[int]], max_new_tokens: int, rows: range) -> list[list[int]]:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from refusal.answer_prefix import MAX_PREFIX, shared_answer_prefix
+from refusal.answer_prefix import MAX_PREFIX, note_prefix, shared_answer_prefix
 from refusal.artefacts import ResultPaths
 from refusal.background import OneInFlight
 from refusal.batch_memory import budget_for
@@ -32,12 +32,13 @@ from refusal.batches import Batcher, TokenCount
 from refusal.behaviour import write_behaviour
 from refusal.capture import Capture, capture, check_finite
 from refusal.config import Config
-from refusal.errors import InputError
+from refusal.errors import ArtefactError, InputError
 from refusal.models import ChatModel
 from refusal.positions import READOUT_ONLY, Keep, Positions, count_rows, first_own_position
-from refusal.processes import WHOLE, Part
+from refusal.processes import WHOLE, Part, this_part
 from refusal.prompts import Draw, Prompt, draw, load_prompts
 from refusal.resources import free_bytes, human_bytes
+from refusal.shards import forget, missing
 from refusal.store import ActivationWriter, Answer, Shard, Source, TopLogits, noted_prefix
 from refusal.weights import weights_digest
 
@@ -67,6 +68,20 @@ def run_inference(config: Config, model_name: str, paths: ResultPaths) -> None:
     """
     inference = Inference(config, model_name, paths)
     inference.capture()
+    inference.finish()
+
+
+def merge_shards(config: Config, model_name: str, paths: ResultPaths) -> None:
+    """Write the index, the labels and the rates of one model from its shards; no prompt runs through the model.
+
+    Raises:
+        InputError: The prompts, the model or the sites are wrong.
+        ArtefactError: A shard is not there; the message says which, and what makes it.
+    """
+    inference = Inference(config, model_name, paths, is_merge=True)
+    incomplete = inference.missing()
+    if incomplete:
+        raise ArtefactError(f"{missing(inference.folder, incomplete, len(inference.shards))}; then --merge again")
     inference.finish()
 
 
@@ -178,7 +193,7 @@ class Inference:
         every = self.model.tokenize([prompt.text for prompt in drawn.prompts], config.system_prompt)
         self.drawn, token_ids = that_fit(self.model, drawn, every, config.max_new_tokens)
         prompts = self.drawn.prompts
-        self.prefix = noted_prefix(self.folder) if is_merge else self._find_prefix(token_ids)
+        self.prefix = self._noted_prefix() if is_merge else self._find_prefix(token_ids)
         self.token_ids = [[*ids, *self.prefix] for ids in token_ids]
         self.keep = what_is_kept(config, prompts, self.token_ids)
         self.shards = self._plan_shards()
@@ -187,6 +202,11 @@ class Inference:
     def _find_prefix(self, token_ids: list[list[int]]) -> tuple[int, ...]:
         limit = self.config.max_new_tokens
         return shared_answer_prefix(self.model, self.drawn.prompts, token_ids, limit, self.batcher)
+
+    def _noted_prefix(self) -> tuple[int, ...]:
+        prefix = noted_prefix(self.folder)
+        note_prefix(self.model, prefix)
+        return prefix
 
     def _plan_shards(self) -> list[list[int]]:
         """Return the prompts of each shard, by length, then by id."""
@@ -207,7 +227,7 @@ class Inference:
         """
         mine = range(len(self.shards))[part.rank :: part.size]
         self.batcher.count = TokenCount()
-        total, hidden = sum(len(self.shards[index]) for index in mine), None if part.is_leader else True
+        total, hidden = sum(len(self.shards[index]) for index in mine), None if this_part().is_leader else True
         name = f"inference: {self.model.name}"
         with tqdm(total=total, desc=name, unit="prompt", disable=hidden) as bar, OneInFlight() as background:
             for index in mine:
@@ -226,6 +246,7 @@ class Inference:
         extra = [site for site in self.sites if site not in self.studied]
         source = Source(modules, max(map(len, self.token_ids)))
         count = self.writer.finish(len(self.shards), source, extra)
+        forget(self.folder)
         log.info(
             "%s: %d tokens of prompts, %d with padding (%.2f times)",
             *(self.model.name, count.needed, count.computed, count.ratio),
