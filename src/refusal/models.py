@@ -25,7 +25,7 @@ from refusal import loading, model_checks
 from refusal.chat import ChatFrame
 from refusal.errors import InputError
 from refusal.loading import resolve, resolve_device, resolve_dtype
-from refusal.sites import CAPTURED_KINDS, Site, SiteKind, all_sites
+from refusal.sites import Site, SiteKind, all_sites, expand
 
 __all__ = [
     "FAMILIES",
@@ -282,10 +282,9 @@ class ChatModel:
         Raises:
             InputError: The block's attention has no output projection that reads the heads side by side.
         """
-        projection = self.site_module(Site(SiteKind.HEADS, layer))
-        weight = next(projection.parameters())
-        width = weight.numel() // self.d_model
-        rows = torch.eye(width, device=weight.device, dtype=self.dtype)
+        site = Site(SiteKind.HEADS, layer)
+        projection = self.site_module(site)
+        rows = torch.eye(self.width(site), device=next(projection.parameters()).device, dtype=self.dtype)
         written: Tensor = projection(rows) - projection(torch.zeros_like(rows))  # whatever way it keeps its weights
         by_head: Tensor = written.unflatten(0, (self.n_heads, -1))
         return by_head
@@ -332,9 +331,7 @@ class ChatModel:
             InputError: A name is no site that can be captured from this model; all such names are told at once.
         """
         existing = sorted([*self.sites(), *self.head_sites()])
-        kinds = {kind.value: [site.name for site in existing if site.kind is kind] for kind in CAPTURED_KINDS}
-        every = [each for name in names for each in (kinds.get(name) or [name])]
-        return self._existing("capture.sites", sorted(set(every)), existing)
+        return self._existing("capture.sites", [site.name for site in expand(names, self.n_layers)], existing)
 
     def _existing(self, key: str, names: Sequence[str], sites: Sequence[Site]) -> list[Site]:
         existing = {site.name: site for site in sites}
@@ -366,6 +363,13 @@ class ChatModel:
         module = _walk(block, self.family.attention if site.kind is SiteKind.ATTENTION else self.family.mlp)
         assert module is not None, site  # `find_family` has seen it in every block
         return module
+
+    def width(self, site: Site) -> int:
+        """Return the width of a site: d_model, n_heads * d_head of heads, d_mlp of neurons."""
+        if site.kind not in _READ_BEFORE:
+            return self.d_model
+        weight = next(self.site_module(site).parameters())
+        return weight.numel() // self.d_model
 
     def module_name(self, site: Site) -> str:
         """Return the path of a site's module in the Hugging Face model, e.g. `model.layers.3`."""

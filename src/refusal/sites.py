@@ -10,6 +10,7 @@ This module does not know where a model keeps a site: `refusal.models` does.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import total_ordering
@@ -87,6 +88,20 @@ class Site:
 
     def __str__(self) -> str:
         return self.name
+
+
+def expand(names: Sequence[str], n_layers: int) -> list[Site]:
+    """Return the sites of names in order of depth; a kind alone means every layer.
+
+    >>> [str(site) for site in expand(["mlp_1", "heads"], 2)]
+    ['heads_0', 'heads_1', 'mlp_1']
+
+    Raises:
+        InputError: A name is neither a site nor a kind.
+    """
+    kinds = {kind.value: kind for kind in SiteKind}
+    whole = all_sites(n_layers, tuple(kinds[name] for name in names if name in kinds))
+    return sorted({*whole, *(Site.parse(name) for name in names if name not in kinds)})
 
 
 def all_sites(n_layers: int, kinds: tuple[SiteKind, ...] = STREAM_KINDS) -> list[Site]:
