@@ -13,19 +13,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from refusal.config_messages import Places, describe
+from refusal.config_patching import PatchingConfig
+from refusal.config_types import AutoInt, Int, Number, Section, Seed, Text, local_path
 from refusal.errors import InputError
 from refusal.sites import CAPTURED_KINDS, STREAM_KINDS, Site, SiteKind
 from refusal.yaml_file import Location, read_value, read_yaml
@@ -42,8 +34,14 @@ class Stage(StrEnum):
     """Find each category's circuit."""
     COMPARE = "compare"
     """Measure transfer between categories and reach a verdict."""
+    PATCHING = "patching"
+    """Locate refusal by activation patching. Runs where it is asked for."""
     REPORT = "report"
     """Write summary, figures and the HTML report."""
+
+
+DEFAULT_STAGES = (Stage.INFERENCE, Stage.SAES, Stage.CIRCUITS, Stage.COMPARE, Stage.REPORT)
+"""The stages that lead to the verdict; others run where they are asked for."""
 
 
 def _site_name(name: str) -> str:
@@ -81,43 +79,8 @@ def _name_of(name: str, kinds: Sequence[SiteKind], said: str) -> str:
         raise ValueError(f"allowed are {said}{hint}") from error
 
 
-def _no_truth_value(value: Any) -> Any:
-    """Refuse true, which Python takes for 1."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("number_expected", "a number is expected")
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_no_truth_value)]
-Number = Annotated[float, BeforeValidator(_no_truth_value)]
-AutoInt = Literal["auto"] | Annotated[Int, Field(ge=1)]
-Seed = Annotated[Int, Field(ge=0, le=2**32 - 1)]
-Text = Annotated[str, Field(min_length=1)]
 SiteName = Annotated[str, AfterValidator(_site_name)]
 ExtraSiteName = Annotated[str, AfterValidator(_extra_site_name)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_default(cls, value: Any) -> Any:
-        """Take a section of which every key is commented out as an empty one."""
-        return {} if value is None else value
-
-
-def _local_path(text: str) -> Path:
-    """Return a path with `~` resolved.
-
-    Raises:
-        ValueError: The text is empty: it would mean the folder the command runs in.
-    """
-    if not text:
-        raise ValueError("the path is empty; write . for the folder the command runs in")
-    return Path(text).expanduser()
 
 
 class CaptureConfig(Section):
@@ -224,7 +187,7 @@ class SaeConfig(Section):
     @field_validator("pretrained")
     @classmethod
     def _folder(cls, folder: str | None) -> str | None:
-        return folder if folder is None or folder.startswith("hf://") else str(_local_path(folder))
+        return folder if folder is None or folder.startswith("hf://") else str(local_path(folder))
 
     @model_validator(mode="after")
     def _fits(self) -> SaeConfig:
@@ -310,7 +273,7 @@ class Config(Section):
     activation_layers: Literal["all"] | tuple[SiteName, ...] = Field(
         default="all", description="all (every residuals_N) or sites."
     )
-    stages: tuple[Stage, ...] = Field(default=tuple(Stage), min_length=1, description="Stages to run.")
+    stages: tuple[Stage, ...] = Field(default=DEFAULT_STAGES, min_length=1, description="Stages to run.")
     result_dir: Path = Field(default=Path("results"), description="Where everything is written.")
     train_saes: bool = Field(default=True, description="Train SAEs in the saes stage; false: use those that are there.")
     capture: CaptureConfig = Field(default_factory=CaptureConfig)
@@ -318,6 +281,7 @@ class Config(Section):
     sae: SaeConfig = Field(default_factory=lambda: SaeConfig())
     circuit: CircuitConfig = Field(default_factory=CircuitConfig)
     analysis: AnalysisConfig = Field(default_factory=AnalysisConfig)
+    patching: PatchingConfig = Field(default_factory=PatchingConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
@@ -340,7 +304,7 @@ class Config(Section):
     @field_validator("result_dir")
     @classmethod
     def _folder(cls, folder: Path) -> Path:
-        return _local_path(str(folder) if folder.parts else "")
+        return local_path(str(folder) if folder.parts else "")
 
     @field_validator("num_samples_per_category")
     @classmethod

@@ -1,6 +1,7 @@
 """Force and suppress refusal: a direction or a set of latents is held at a value, and the model answers.
 
-Strength a sets the coordinate c of each prompt, at the readout position of a site and at every token of the answer, to
+Strength a sets the coordinate c of each prompt, at the readout position of a site (with `on_answer` at every token of
+the answer too), to
 
     c(a) = c_complied + a (c_refused - c_complied),
 
@@ -17,6 +18,7 @@ Source: Arditi et al. 2406.11717 (directions), Templeton et al. 2024 (clamping l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +28,7 @@ from torch import Tensor
 
 from refusal.labels.behaviour import Behaviour
 from refusal.patching.direct import mean_difference
-from refusal.patching.generation import Answering, Refusals, at_readout_on
+from refusal.patching.generation import Answering, Change, Refusals, Rows, from_readout
 from refusal.patching.runs import PairRuns
 from refusal.patching.units import Side
 from refusal.patching.validation import clean_prompts, corrupted_prompts
@@ -203,8 +205,16 @@ def dose_response(
         for clamp in clamps:
             hold = clamp.at(strength)
             for side, asked in enumerate(sides):
-                found[side] += answering.behaviours(
-                    asked, lambda rows, clamp=clamp, hold=hold: at_readout_on(answering.model, {clamp.site: hold})  # type: ignore[misc]
-                )
+                found[side] += answering.behaviours(asked, _holding(answering, clamp.site, hold))
         doses.append(Dose(strength, *(Refusals.of(each) for each in found)))
     return doses
+
+
+def _holding(answering: Answering, site: Site, hold: Hold) -> Change:
+    """Return the change that holds coordinates at a site, whichever prompts are answered."""
+
+    def change(rows: Rows) -> AbstractContextManager[None]:
+        """Hold them."""
+        return from_readout(answering.model, {site: hold}, on_answer=answering.on_answer)
+
+    return change

@@ -1,11 +1,14 @@
 """Refusals among generated answers, while sites of the model are changed.
 
-Two kinds of change, both on the prompt and on every token of the answer:
+Two kinds of change, on the prompt and, where it is asked for, on every token of the answer too:
 
 - `replace`: some entries of sites (heads, or whole sites) take given values: those of the other prompt of the pair, or
   means. On the prompt position by position; on answer tokens the mean of the readout position stands in, while
   counterfactual values, which exist for the prompt alone, leave answer tokens as they are;
-- `at_readout_on`: a function of the value at the readout position and at every answer token.
+- `from_readout`: a function of the value at the readout position and at every answer token.
+
+The values come from the readout position, where the answer begins. Later tokens of an answer have others, so holding
+theirs as well can garble an answer that was decided already; what is garbled is counted.
 
 What the model did is told by the configured detector or judge.
 """
@@ -13,7 +16,7 @@ What the model did is told by the configured detector or judge.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +24,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refusal.capture import capture, in_batches
+from refusal.batch_memory import budget_for
+from refusal.batches import Batcher
+from refusal.capture import capture
 from refusal.config import Config
 from refusal.interventions import Transform, edit
 from refusal.labels.behaviour import Behaviour
@@ -76,14 +81,15 @@ class Answering:
         model: The model.
         config: Longest answer, batch size, and who judges.
         kept: File in which a judge's verdicts are kept as they come.
-        batch_size: Prompts that are answered together.
     """
 
-    def __init__(self, model: ChatModel, config: Config, kept: Path, batch_size: int) -> None:
+    def __init__(self, model: ChatModel, config: Config, kept: Path) -> None:
         self.model = model
+        self.on_answer = config.patching.on_answer
+        """Whether changes hold on the tokens of the answer too."""
         self._config = config
         self._kept = kept
-        self._batch_size = batch_size
+        self._batcher = Batcher(budget_for(model, config.batch_size, [], config.max_new_tokens))
 
     def behaviours(self, asked: Asked, change: Change = lambda rows: nullcontext()) -> list[Behaviour]:
         """Return what the model did on each prompt under a change."""
@@ -94,7 +100,7 @@ class Answering:
                 found = capture(self.model, [asked.token_ids[row] for row in rows], [], self._config.max_new_tokens)
             return [self._text([*asked.prefix, *answer]) for answer in found.answers]
 
-        batches, self._batch_size = in_batches(len(asked.texts), self._batch_size, run)
+        batches = self._batcher.run([len(ids) for ids in asked.token_ids], run)
         answers = [answer for batch in batches for answer in batch]
         judged = tell(list(zip(asked.texts, answers, strict=True)), self._config, self._kept)
         return [judgement.behaviour for judgement in judged]
@@ -142,18 +148,19 @@ def replace(
 
 
 @contextmanager
-def at_readout_on(model: ChatModel, changes: Mapping[Site, Transform]) -> Iterator[None]:
-    """Change sites at the readout position and at every answer token until the end of the `with`."""
+def from_readout(model: ChatModel, changes: Mapping[Site, Transform], *, on_answer: bool) -> Iterator[None]:
+    """Change sites at the readout position, and at every answer token where asked for, until the end of the `with`."""
 
     def last_only(change: Transform) -> Transform:
         """Return the change, applied to the last position."""
 
         def use(acts: Tensor) -> Tensor:
-            """Change the last position."""
+            """Change the last position of the prompt, or the one answer token."""
+            if acts.shape[1] == 1 and not on_answer:
+                return acts
             return torch.cat([acts[:, :-1], change(acts[:, -1:]).to(acts)], dim=1)
 
         return use
 
-    with ExitStack() as stack:
-        stack.enter_context(edit(model, {site: last_only(change) for site, change in changes.items()}))
+    with edit(model, {site: last_only(change) for site, change in changes.items()}):
         yield

@@ -16,11 +16,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from refusal.config_patching import LEAST_PAIRS
 from refusal.errors import InputError
 from refusal.planted.language import ENGLISH, Language
 from refusal.planted.worlds import refused_intents
 
-MIN_PAIRS = 6
+MIN_PAIRS = LEAST_PAIRS
 """Usable pairs below which nothing is measured: an interval over fewer means nothing."""
 EMBEDDED_PER_CATEGORY = 12
 

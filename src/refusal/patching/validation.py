@@ -61,10 +61,14 @@ class Removal:
         maps: Pairs whose complied prompts give the means.
         ablation: Means or counterfactual values.
         sites: Sites that may be replaced.
+        on_answer: Whether means and zeros hold on the tokens of the answer too.
     """
 
-    def __init__(self, held_out: PairRuns, maps: PairRuns, ablation: Ablation, sites: Sequence[Site]) -> None:
+    def __init__(
+        self, held_out: PairRuns, maps: PairRuns, ablation: Ablation, sites: Sequence[Site], *, on_answer: bool = False
+    ) -> None:
         self.runs = held_out
+        self._on_answer = on_answer
         self._ablation = ablation
         self._sites = tuple(sites)
         self._words: dict[Site, Float[Tensor, "prompt width"]] = {}
@@ -114,7 +118,7 @@ class Removal:
         for site in sites:
             words, end = self._words[site][list(rows)], self._end[site][list(rows)]
             values = torch.cat([words[:, None].expand(-1, batch.width - n_after, -1), end], dim=1)
-            found[site] = Replacement(values, mask, later=end[:, -1])
+            found[site] = Replacement(values, mask, later=end[:, -1] if self._on_answer else None)
         return found
 
 
