@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from circuits.tracking import track
-from refusal.artefacts import ResultPaths
+from refusal.artefacts import ResultPaths, read_json
 from refusal.config import Config, Stage
+from refusal.config_patching import SOURCES
 from refusal.model_files import decisive_files
 from refusal.models import resolve
 from refusal.processes import WHOLE, Part, Team
@@ -43,6 +44,7 @@ COMPARE_VERSION = 2
 SAE_KEYS = ("sae", "seed", "activation_layers")
 CIRCUIT_KEYS = ("circuit", "sae.seeds", "seed", "categories", "activation_layers")
 COMPARE_KEYS = (*CIRCUIT_KEYS, "analysis")
+PATCHING_KEYS = ("patching", "analysis.bootstrap", "categories", "seed", "max_new_tokens", "system_prompt", "labels")
 
 HALVES = "halves of the prompts"
 """Name of the work that trains SAEs on halves."""
@@ -85,8 +87,8 @@ class RefusalCircuitAnalyzer:
     def pipeline(self, paths: ResultPaths) -> Pipeline:
         """Return the units of the configuration, ready to run or to be looked at."""
         units = [unit for model in self.config.models for unit in self._units(model, paths)]
-        compared = tuple(unit for unit in units if unit.stage is Stage.COMPARE)
-        units.append(self._report(paths, compared))
+        reported = tuple(unit for unit in units if unit.stage in (Stage.COMPARE, Stage.PATCHING))
+        units.append(self._report(paths, reported))
         return Pipeline(self.config, paths, units, self.forced)
 
     def run(self) -> ResultPaths:
@@ -187,7 +189,17 @@ class RefusalCircuitAnalyzer:
             paths,
         )
         compare = replace(compare, version=COMPARE_VERSION)
-        return [inference, saes, circuits, compare]
+        return [inference, saes, circuits, compare, *self._patching(inference, paths)]
+
+    def _patching(self, inference: Unit, paths: ResultPaths) -> list[Unit]:
+        """Return the unit of activation patching of a model, where that stage is asked for."""
+        model, source = inference.model, self.config.patching.pairs
+        if Stage.PATCHING not in self.config.stages or model is None:
+            return []
+        outputs = partial(_patching_files, self.config, paths, model)
+        unit = self._unit(Stage.PATCHING, model, PATCHING_KEYS, (inference,), _patch, outputs, paths)
+        files = () if source in SOURCES else (Path(source),)
+        return [replace(unit, inputs=files, lacks=partial(_lacks_circuits, self.config, paths, model))]
 
     def _inference(self, model: str, paths: ResultPaths) -> Unit:
         files = local_files(self.config.dataset_dir, self.config.safe_subset)
@@ -238,6 +250,30 @@ def _compare(config: Config, model: str, paths: ResultPaths) -> None:
     from circuits.compare_stage import compare_categories
 
     compare_categories(config, model, paths)
+
+
+def _patch(config: Config, model: str, paths: ResultPaths) -> None:
+    from circuits.patching_figures import draw_patching
+    from refusal.patching.stage import run_patching
+
+    run_patching(config, model, paths)
+    draw_patching(paths, model, config.report.image_format)
+
+
+def _lacks_circuits(config: Config, paths: ResultPaths, model: str) -> str | None:
+    from refusal.patching.stage import RESULTS, circuits_digest
+
+    if not config.patching.latents:
+        return None
+    held = read_json(paths.patching(model) / RESULTS, "").get("circuits")
+    return None if held == circuits_digest(paths, model) else "the circuits whose latents are mapped have changed"
+
+
+def _patching_files(config: Config, paths: ResultPaths, model: str) -> list[Path]:
+    from circuits.patching_figures import figure_paths
+
+    files = sorted(path for path in paths.patching(model).rglob("*") if path.is_file())
+    return [*files, *_existing(*figure_paths(paths, model, config.report.image_format))]
 
 
 def _existing(*paths: Path) -> list[Path]:

@@ -14,15 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refusal.artefacts import ResultPaths
 from refusal.cli import (
     SMALL_MODEL,
     build_parser,
+    build_stage_parser,
     read_config,
     run_command,
     stages_named,
     use_one_thread_for_small_models,
 )
-from refusal.config import Config, Stage
+from refusal.config import DEFAULT_STAGES, Config, Stage
 from refusal.errors import InputError
 from refusal.processes import WHOLE, Part
 from refusal.shards import named, parse, without_flag
@@ -45,6 +47,14 @@ def inference_main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(words)
     return run_command(partial(_inference_job, arguments, words), verbose=arguments.verbose)
+
+
+def patching_main(argv: Sequence[str] | None = None) -> int:
+    """Run activation patching, after the inference it needs; return the exit status."""
+    parser = build_stage_parser("Where is refusal decided? Activation patching of layers, heads and positions.")
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(words)
+    return run_command(partial(_stage_job, Stage.PATCHING, arguments), verbose=arguments.verbose)
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,13 @@ def _inference_job(arguments: argparse.Namespace, words: Sequence[str]) -> str:
     forced = frozenset({Stage.INFERENCE} if arguments.force else ())
     following = without_flag("src/run_inference.py", words, "--merge")
     return _run(_Job(config, forced, arguments.dry_run, following, shard, arguments.merge))
+
+
+def _stage_job(stage: Stage, arguments: argparse.Namespace) -> str:
+    """Run one stage that leads to no verdict, after the inference it needs."""
+    config = read_config(arguments).model_copy(update={"stages": (Stage.INFERENCE, stage)})
+    forced = frozenset({stage} if arguments.force else ())
+    return _run(_Job(config, forced, arguments.dry_run, ""))
 
 
 def _shard(arguments: argparse.Namespace, *, is_forced: bool) -> Part | None:
@@ -138,9 +155,11 @@ def _do(job: _Job, analyzer: RefusalCircuitAnalyzer) -> str:
 
 def _last_line(config: Config, root: Path) -> str:
     last = max(config.stages, key=list(Stage).index)
+    if last is Stage.PATCHING:
+        return f"Written to {root}. Open {ResultPaths(root).patching(config.models[0]) / 'report.html'}"
     if last is Stage.REPORT:
         page = root / ("report.html" if config.report.html else "circuit_analysis_summary.txt")
         return f"Written to {root}. Open {page}; refusal metrics: python run_analysis.py --results-dir {root}"
-    following = list(Stage)[list(Stage).index(last) + 1]
+    following = DEFAULT_STAGES[DEFAULT_STAGES.index(last) + 1]
     train = " --train-saes" if following is Stage.SAES else ""
     return f"Written to {root}. Next: python run_circuit_analysis.py --config FILE{train} (stage {following})"

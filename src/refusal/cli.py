@@ -30,20 +30,8 @@ SMALL_MODEL = 64 << 20
 
 
 def build_parser(description: str, *, main_job: bool) -> argparse.ArgumentParser:
-    """Return the flags of the main job, or those of a single stage."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file, see configurations/")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="override a key, e.g. sae.lr=1e-3",
-    )
-    parser.add_argument("--result-dir", type=Path, metavar="DIR", help="override result_dir")
-    parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
-    parser.add_argument("-v", "--verbose", action="store_true", help="more detail")
+    """Return the flags of the main job, or those of the inference stage."""
+    parser = _common_parser(description)
     parser.add_argument(
         "--shard",
         metavar="I/N",
@@ -59,6 +47,30 @@ def build_parser(description: str, *, main_job: bool) -> argparse.ArgumentParser
     else:
         parser.add_argument("--force", action="store_true", help="redo the stage")
         parser.add_argument("--merge", action="store_true", help="put shards together; no prompt runs")
+    return parser
+
+
+def build_stage_parser(description: str) -> argparse.ArgumentParser:
+    """Return the flags of a stage that is run by itself, after the inference it needs."""
+    parser = _common_parser(description)
+    parser.add_argument("--force", action="store_true", help="redo the stage")
+    return parser
+
+
+def _common_parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file, see configurations/")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a key, e.g. sae.lr=1e-3",
+    )
+    parser.add_argument("--result-dir", type=Path, metavar="DIR", help="override result_dir")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    parser.add_argument("-v", "--verbose", action="store_true", help="more detail")
     return parser
 
 
