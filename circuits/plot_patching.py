@@ -103,7 +103,7 @@ def position_figure(results: PatchingResults) -> Figure | None:
     if not panels or max(len(panel.columns) for panel in panels) < 5:
         return None
     title = f"{name(results.model, 40)}: the residual stream at every position"
-    return _grid_figure([[panel] for panel in panels], title, _line(results, maps[0]), "block")
+    return _grid_figure([panels], title, _line(results, maps[0]), "block")
 
 
 def head_figure(results: PatchingResults) -> Figure | None:
@@ -116,7 +116,7 @@ def head_figure(results: PatchingResults) -> Figure | None:
     if not panels:
         return None
     title = f"{name(results.model, 40)}: attention heads"
-    return _grid_figure([[panel] for panel in panels], title, _line(results, maps[0]), "block")
+    return _grid_figure([panels], title, _line(results, maps[0]), "block")
 
 
 def structure_figure(results: PatchingResults) -> Figure | None:
@@ -124,7 +124,7 @@ def structure_figure(results: PatchingResults) -> Figure | None:
     if not results.structure:
         return None
     shown = results.structure[:: max(1, -(-len(results.structure) // 6))]
-    cell, gap, left, bottom = 0.3, 0.5, 1.15, 1.75
+    cell, gap, left, bottom = 0.3, 0.5, 1.15, 1.5
     side = cell * len(shown[0].categories)
     figure = new_figure(max(7.5, left + len(shown) * (side + gap) + 0.4), bottom + side + 1.3)
     for place, each in enumerate(shown):
@@ -187,7 +187,7 @@ def _grid_figure(grid: list[list[Panel]], title: str, line: str, rows_named: str
     """Return panels in columns; those of a column stand below each other."""
     widths = [max(panel.size[0] for panel in column) for column in grid]
     heights = [max(column[row].size[1] for column in grid if row < len(column)) for row in range(max(map(len, grid)))]
-    left, gap, between, bottom = 0.75, 0.75, 0.95, 1.3
+    left, gap, between, bottom = 0.75, 0.75, 0.95, 1.0
     width = max(7.5, left + sum(widths) + gap * (len(widths) - 1) + 0.4)
     height = bottom + sum(heights) + between * (len(heights) - 1) + 1.45
     figure = new_figure(width, height)

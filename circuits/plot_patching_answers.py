@@ -34,12 +34,12 @@ def dose_figure(results: PatchingResults) -> Figure | None:
     shown = [each for each in results.clamping if each.what != "random directions"]
     if not shown:
         return None
-    panel, height, left, gap = 3.6, 2.7, 0.85, 0.45
+    panel, height, left, gap = 3.6 if len(shown) > 1 else 6.2, 2.7, 0.85, 0.45
     width = max(7.5, left + len(shown) * panel + (len(shown) - 1) * gap + 0.3)
-    figure = new_figure(width, height + 3.0)
+    figure = new_figure(width, height + 2.85)
     controls = [each for each in results.clamping if each.what == "random directions"]
     for place, each in enumerate(shown):
-        axes = add_axes(figure, left + place * (panel + gap), 1.85, panel, height)
+        axes = add_axes(figure, left + place * (panel + gap), 1.7, panel, height)
         _curve(axes, each)
         for control in controls if each.what == "direction" else []:
             _curve(axes, control)
@@ -53,7 +53,7 @@ def dose_figure(results: PatchingResults) -> Figure | None:
     ]
     if controls:
         handles.append(Line2D([], [], color=FAINT, linestyle=":", marker=".", label=controls[0].source))
-    add_legend(figure, handles, left, 0.95, ncols=3)
+    add_legend(figure, handles, left, 0.8, ncols=3)
     n = shown[0].doses[0].suppress.refusal.n
     add_head(figure, f"{name(results.model, 40)}: forcing and suppressing refusal", f"generated answers; n = {n} prompts each")
     text = "Bars: Wilson 95 % intervals. Lines at the left and right margin: nothing clamped. Crosses: shares of answers of "
@@ -75,8 +75,11 @@ def _curve(axes: Axes, each: ClampRecord) -> None:
         below = [value - _value(each.refusal.low, value) for value, each in zip(y, found, strict=True)]
         above = [_value(each.refusal.high, value) - value for value, each in zip(y, found, strict=True)]
         style = {"marker": "." if is_control else marker, "markersize": 4, "linestyle": _STYLES[each.what]}
+        alpha = 0.75 if is_control else 1.0
         errors = None if is_control else [[max(0.0, v) for v in ends] for ends in (below, above)]
-        axes.errorbar(x, y, yerr=errors, color=colour, linewidth=1.4, capsize=2, alpha=0.75 if is_control else 1, **style)
+        # the wider line stays visible where both have the same values
+        wide = 3.4 if side == "suppress" and not is_control else 1.4
+        axes.errorbar(x, y, yerr=errors, color=colour, linewidth=wide, elinewidth=1.2, capsize=2, alpha=alpha, **style)
         unclear = [each.n_unclear / max(1, each.refusal.n) for each in found]
         if not is_control and any(unclear):
             axes.plot(x, unclear, linestyle="none", marker="x", color=colour, markersize=5)
@@ -102,7 +105,7 @@ def validation_figure(results: PatchingResults) -> Figure | None:
         return None
     left, panel, step = 2.3, 4.6, 0.34
     heights = [step * len(found) for found in rows]
-    height = sum(heights) + 0.75 * len(rows) + 1.75
+    height = sum(heights) + 0.75 * len(rows) + 1.6
     figure = new_figure(left + panel + 0.9, height)
     top = height - 1.2
     for kind, found, each_height in zip(kinds, rows, heights, strict=True):
@@ -111,7 +114,10 @@ def validation_figure(results: PatchingResults) -> Figure | None:
         axes.set_title(f"{kind}: {max(c.n_units for c in found if 'critical ablated' in c.name or c.n_units == 0)} critical", fontsize=9.5, color=INK)
         top -= each_height + 0.75
     add_head(figure, f"{name(results.model, 40)}: are the critical units what carries refusal?", _answers_line(results))
-    text = "Shares of held-out prompts refused, Wilson 95 % intervals; random: units of the same layers, several sets."
+    text = (
+        "Shares of held-out prompts refused, Wilson 95 % intervals; random: other units of the same layers, or "
+        "where these have too few, of any; several sets."
+    )
     add_notes(figure, wrapped(text, left + panel + 0.3, 8.5))
     return figure
 

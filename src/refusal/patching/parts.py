@@ -21,7 +21,7 @@ from refusal.patching.records import (
     WriteRecord,
 )
 from refusal.patching.runs import PairRuns
-from refusal.patching.structure import agreement, neuron_attributions
+from refusal.patching.structure import agreement, draw_halves, neuron_attributions
 from refusal.patching.units import Side, Unit
 from refusal.schemas import Measure
 from refusal.sites import Site, SiteKind
@@ -113,12 +113,12 @@ def _nan_mean(values: Float[np.ndarray, " pair"]) -> float | None:
 
 def structure_records(runs: PairRuns, n_steps: int, seed: int) -> list[StructureRecord]:
     """Return, layer by layer, whether categories use the same neurons; none where too few pairs have a category."""
+    halves = draw_halves(runs.categories, np.random.default_rng([seed, _SEED]))
+    if halves is None:
+        return []
     records = []
     for site in runs.model.neuron_sites():
-        generator = np.random.default_rng([seed, _SEED, site.layer])
-        found = agreement(site, neuron_attributions(runs, site, n_steps), runs.categories, generator)
-        if found is None:
-            return []
+        found = agreement(site, neuron_attributions(runs, site, n_steps), halves)
         names = found.categories
         records.append(
             StructureRecord(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.random import Generator
 from torch import Tensor
 
@@ -30,7 +30,7 @@ from refusal.stats import Estimate, nan_mean, percentile_interval
 
 MIN_IN_CATEGORY = 4
 """Pairs of a category, below which halves mean nothing."""
-N_SPLITS = 20
+N_SPLITS = 6
 N_DRAWS = 200
 LEAST_CEILING = 0.2
 """Cosine of a category's halves, below which nothing is said of it."""
@@ -80,57 +80,84 @@ def neuron_attributions(runs: PairRuns, site: Site, n_steps: int) -> Float[np.nd
     return (change * gradient).double().numpy()
 
 
-def agreement(
-    site: Site, attributions: Float[np.ndarray, "pair neuron"], categories: Sequence[str], generator: Generator
-) -> Agreement | None:
-    """Return how alike the categories' attributions are; None with fewer than two categories that have enough pairs.
+@dataclass(frozen=True)
+class Halves:
+    """Weights that average halves of each category's pairs; drawn once, the same for every site."""
+
+    names: tuple[str, ...]
+    """Categories with enough pairs."""
+    rows: tuple[Int[np.ndarray, " pair"], ...]
+    """Pairs of each."""
+    plain: Float[np.ndarray, "split half category pair"]
+    resampled: Float[np.ndarray, "draw split half category pair"]
+    """The same with pairs drawn with replacement within each half."""
+
+
+def draw_halves(categories: Sequence[str], generator: Generator) -> Halves | None:
+    """Return halves of every category with enough pairs; None with fewer than two such categories."""
+    found = {name: np.flatnonzero([each == name for each in categories]) for name in sorted(set(categories))}
+    rows = {name: own for name, own in found.items() if name and len(own) >= MIN_IN_CATEGORY}
+    if len(rows) < 2:
+        return None
+    n = len(categories)
+    plain = np.zeros((N_SPLITS, 2, len(rows), n))
+    resampled = np.zeros((N_DRAWS, N_SPLITS, 2, len(rows), n))
+    for category, own in enumerate(rows.values()):
+        for split in np.ndindex(N_SPLITS):
+            _halve(plain[split][:, category], generator.permutation(own), None)
+        for split in np.ndindex(N_DRAWS, N_SPLITS):
+            _halve(resampled[split][:, category], generator.permutation(own), generator)
+    return Halves(tuple(rows), tuple(rows.values()), plain, resampled)
+
+
+def _halve(
+    weights: Float[np.ndarray, "half pair"], order: Int[np.ndarray, " own"], resampling: Generator | None
+) -> None:
+    """Write the weights of two halves of some pairs."""
+    for half in (0, 1):
+        chosen = order[half::2]
+        if resampling is not None:
+            chosen = chosen[resampling.integers(0, len(chosen), len(chosen))]
+        np.add.at(weights[half], chosen, 1 / len(chosen))
+
+
+def agreement(site: Site, attributions: Float[np.ndarray, "pair neuron"], halves: Halves) -> Agreement:
+    """Return how alike the categories' attributions are.
 
     Args:
         site: Where they were measured.
         attributions: One row a pair.
-        categories: Category of each pair.
-        generator: Draws the halves.
+        halves: Halves of the categories' pairs.
     """
-    rows = {name: np.flatnonzero([each == name for each in categories]) for name in sorted(set(categories))}
-    names = tuple(name for name, found in rows.items() if name and len(found) >= MIN_IN_CATEGORY)
-    if len(names) < 2:
-        return None
-    splits = [_products(attributions, rows, names, generator) for _ in range(N_SPLITS)]
-    products, lengths = (np.mean([each[part] for each in splits], axis=0) for part in (0, 1))
+    gram = attributions @ attributions.T
+    products, lengths = _products(gram, halves.plain)
     ceiling = np.diag(products) / lengths
     normalised = _normalised(products, ceiling)
-    draws = []
-    for _ in range(N_DRAWS):
-        drawn, _ = _products(attributions, rows, names, generator, resample=True)
-        draws.append(_mean_of_others(_normalised(drawn, np.where(ceiling >= LEAST_CEILING, 1.0, 0.0))))
+    drawn, _ = _products(gram, halves.resampled)
+    is_usable = np.where(ceiling >= LEAST_CEILING, 1.0, 0.0)
+    draws = np.array([_mean_of_others(_normalised(each, is_usable)) for each in drawn])
     value = _mean_of_others(normalised)
-    n = sum(len(rows[name]) for name in names)
-    mean = percentile_interval(value if np.isfinite(value) else None, np.array(draws), n, method="bootstrap over pairs")
-    means = np.stack([attributions[rows[name]].mean(0) for name in names])
-    norms = np.linalg.norm(means, axis=1)
-    raw = means @ means.T / np.maximum(norms[:, None] * norms[None, :], 1e-300)
-    return Agreement(site, names, raw, ceiling, normalised, mean)
+    n = sum(map(len, halves.rows))
+    mean = percentile_interval(value if np.isfinite(value) else None, draws, n, method="bootstrap over pairs")
+    average = np.stack([np.isin(np.arange(len(gram)), rows) / len(rows) for rows in halves.rows])
+    inner = average @ gram @ average.T
+    norms = np.sqrt(np.maximum(np.diag(inner), 1e-300))
+    return Agreement(site, halves.names, inner / np.outer(norms, norms), ceiling, normalised, mean)
 
 
 def _products(
-    attributions: Float[np.ndarray, "pair neuron"],
-    rows: dict[str, np.ndarray],
-    names: Sequence[str],
-    generator: Generator,
-    *,
-    resample: bool = False,
-) -> tuple[Float[np.ndarray, "category category"], Float[np.ndarray, " category"]]:
-    """Return (<a_i^1, a_j^2> + <a_i^2, a_j^1>) / 2 and |a_i^1| |a_i^2| of one split, pairs resampled within halves."""
-    halves: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for name in names:
-        order = generator.permutation(rows[name])
-        for half, means in enumerate(halves):
-            chosen = order[half::2]
-            chosen = generator.choice(chosen, len(chosen)) if resample else chosen
-            means.append(attributions[chosen].mean(0))
-    first, second = (np.stack(half) for half in halves)
-    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    return (first @ second.T + second @ first.T) / 2, np.maximum(lengths, 1e-300)
+    gram: Float[np.ndarray, "pair pair"], weights: Float[np.ndarray, "*draw split half category pair"]
+) -> tuple[Float[np.ndarray, "*draw category category"], Float[np.ndarray, "*draw category"]]:
+    """Return (<a_i^1, a_j^2> + <a_i^2, a_j^1>) / 2 and |a_i^1| |a_i^2|, means over splits.
+
+    Every number comes from the inner products of pairs, so the number of neurons costs nothing here.
+    """
+    projected = weights @ gram
+    first, second = weights[..., 0, :, :], weights[..., 1, :, :]
+    crossed = projected[..., 0, :, :] @ np.swapaxes(second, -1, -2)
+    own = [(projected[..., half, :, :] * each).sum(-1) for half, each in enumerate((first, second))]
+    products = (crossed + np.swapaxes(crossed, -1, -2)) / 2
+    return products.mean(-3), np.sqrt(np.maximum(own[0] * own[1], 1e-300)).mean(-2)
 
 
 def _normalised(
