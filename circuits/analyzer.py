@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from circuits.tracking import track
-from refusal.artefacts import ResultPaths, read_json
+from refusal.artefacts import ResultPaths
 from refusal.config import Config, Stage
 from refusal.config_patching import SOURCES
 from refusal.model_files import decisive_files
@@ -87,9 +87,14 @@ class RefusalCircuitAnalyzer:
     def pipeline(self, paths: ResultPaths) -> Pipeline:
         """Return the units of the configuration, ready to run or to be looked at."""
         units = [unit for model in self.config.models for unit in self._units(model, paths)]
-        reported = tuple(unit for unit in units if unit.stage in (Stage.COMPARE, Stage.PATCHING))
-        units.append(self._report(paths, reported))
+        units.append(self._report(paths, tuple(unit for unit in units if self._is_reported(unit, units, paths))))
         return Pipeline(self.config, paths, units, self.forced)
+
+    def _is_reported(self, unit: Unit, units: list[Unit], paths: ResultPaths) -> bool:
+        """Return whether the report shows a unit; patching that is not asked for only while it is up to date."""
+        if unit.stage is Stage.PATCHING and unit.stage not in self.config.stages:
+            return Pipeline(self.config, paths, units, self.forced).state(unit).is_up_to_date
+        return unit.stage in (Stage.COMPARE, Stage.PATCHING)
 
     def run(self) -> ResultPaths:
         """Run every stage that is asked for and not up to date; return where the results lie.
@@ -192,9 +197,10 @@ class RefusalCircuitAnalyzer:
         return [inference, saes, circuits, compare, *self._patching(inference, paths)]
 
     def _patching(self, inference: Unit, paths: ResultPaths) -> list[Unit]:
-        """Return the unit of activation patching of a model, where that stage is asked for."""
+        """Return the unit of activation patching of a model, where it is asked for, or was made: the report shows it."""
         model, source = inference.model, self.config.patching.pairs
-        if Stage.PATCHING not in self.config.stages or model is None:
+        assert model is not None  # a unit of one model
+        if Stage.PATCHING not in self.config.stages and not paths.stage_record(Stage.PATCHING, model).exists():
             return []
         outputs = partial(_patching_files, self.config, paths, model)
         unit = self._unit(Stage.PATCHING, model, PATCHING_KEYS, (inference,), _patch, outputs, paths)
@@ -227,10 +233,10 @@ class RefusalCircuitAnalyzer:
             from circuits.report import write_reports
 
             configuration = self.config.model_dump(mode="json")
+            patched = [unit.model for unit in needs if unit.stage is Stage.PATCHING and unit.model is not None]
+            settings = self.config.report
             written.extend(
-                write_reports(
-                    paths, self.config.models, self.config.report, configuration, self.config.report.image_format
-                )
+                write_reports(paths, self.config.models, settings, configuration, settings.image_format, patched)
             )
 
         written: list[Path] = []
@@ -253,27 +259,21 @@ def _compare(config: Config, model: str, paths: ResultPaths) -> None:
 
 
 def _patch(config: Config, model: str, paths: ResultPaths) -> None:
-    from circuits.patching_figures import draw_patching
-    from refusal.patching.stage import run_patching
+    from circuits.patching_stage import patch_model
 
-    run_patching(config, model, paths)
-    draw_patching(paths, model, config.report.image_format)
+    patch_model(config, model, paths)
 
 
 def _lacks_circuits(config: Config, paths: ResultPaths, model: str) -> str | None:
-    from refusal.patching.stage import RESULTS, circuits_digest
+    from circuits.patching_stage import lacks_circuits
 
-    if not config.patching.latents:
-        return None
-    held = read_json(paths.patching(model) / RESULTS, "").get("circuits")
-    return None if held == circuits_digest(paths, model) else "the circuits whose latents are mapped have changed"
+    return lacks_circuits(config, paths, model)
 
 
 def _patching_files(config: Config, paths: ResultPaths, model: str) -> list[Path]:
-    from circuits.patching_figures import figure_paths
+    from circuits.patching_stage import patching_files
 
-    files = sorted(path for path in paths.patching(model).rglob("*") if path.is_file())
-    return [*files, *_existing(*figure_paths(paths, model, config.report.image_format))]
+    return patching_files(config, paths, model)
 
 
 def _existing(*paths: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from refusal.cli import (
     stages_named,
     use_one_thread_for_small_models,
 )
-from refusal.config import DEFAULT_STAGES, Config, Stage
+from refusal.config import MAIN_STAGES, Config, Stage
 from refusal.errors import InputError
 from refusal.processes import WHOLE, Part
 from refusal.shards import named, parse, without_flag
@@ -160,6 +160,6 @@ def _last_line(config: Config, root: Path) -> str:
     if last is Stage.REPORT:
         page = root / ("report.html" if config.report.html else "circuit_analysis_summary.txt")
         return f"Written to {root}. Open {page}; refusal metrics: python run_analysis.py --results-dir {root}"
-    following = DEFAULT_STAGES[DEFAULT_STAGES.index(last) + 1]
+    following = MAIN_STAGES[MAIN_STAGES.index(last) + 1]
     train = " --train-saes" if following is Stage.SAES else ""
     return f"Written to {root}. Next: python run_circuit_analysis.py --config FILE{train} (stage {following})"

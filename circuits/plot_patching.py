@@ -86,6 +86,21 @@ def shown_maps(results: PatchingResults, kind: str, method: str | None = None) -
     return [found[mode] for mode in ("denoise", "noise") if mode in found]
 
 
+def layer_panels(results: PatchingResults) -> list[Panel]:
+    """Return the maps of layers by position, kind by kind, each mode."""
+    kinds = ("residuals", "mlp", "attention")
+    return [_layer_panel(each, results) for kind in kinds for each in shown_maps(results, kind)]
+
+
+def head_panels(results: PatchingResults) -> list[Panel]:
+    """Return the maps of attention heads, each mode: at every position where that was measured, else at the readout."""
+    panels = []
+    for each in shown_maps(results, "heads"):
+        at = "all" if any(unit.place == "all" and unit.effect.n for unit in each.units) else "-1"
+        panels.append(_head_panel(each, at, results))
+    return panels
+
+
 def layer_figure(results: PatchingResults) -> Figure | None:
     """Return the map of layers by position, a column of panels a kind, a row a mode; None where none was made."""
     kinds = [kind for kind in ("residuals", "mlp", "attention") if shown_maps(results, kind)]
@@ -108,15 +123,11 @@ def position_figure(results: PatchingResults) -> Figure | None:
 
 def head_figure(results: PatchingResults) -> Figure | None:
     """Return the map of attention heads; None where none was made."""
-    panels = []
-    maps = shown_maps(results, "heads")
-    for each in maps:
-        at = "all" if any(unit.place == "all" and unit.effect.n for unit in each.units) else "-1"
-        panels.append(_head_panel(each, at, results))
+    panels = head_panels(results)
     if not panels:
         return None
     title = f"{name(results.model, 40)}: attention heads"
-    return _grid_figure([panels], title, _line(results, maps[0]), "block")
+    return _grid_figure([panels], title, _line(results, shown_maps(results, "heads")[0]), "block")
 
 
 def structure_figure(results: PatchingResults) -> Figure | None:
@@ -141,7 +152,9 @@ def structure_figure(results: PatchingResults) -> Figure | None:
         axes.tick_params(labelsize=7.5)
     line = f"1: the same neurons as another category, 0: others; n = {results.pairs.n} pairs"
     add_head(figure, f"{name(results.model, 40)}: do categories use the same MLP neurons?", line)
-    text = "Agreement of attributions over neurons, over that of two halves of one category. In titles: mean over pairs "
+    text = (
+        "Agreement of attributions over neurons, over that of two halves of one category. In titles: mean over pairs "
+    )
     width = figure.get_size_inches()[0] - 0.6
     add_notes(figure, wrapped(text + "of categories with 95 % bootstrap interval over contrast pairs.", width, 8.5))
     return figure

@@ -55,7 +55,11 @@ def dose_figure(results: PatchingResults) -> Figure | None:
         handles.append(Line2D([], [], color=FAINT, linestyle=":", marker=".", label=controls[0].source))
     add_legend(figure, handles, left, 0.8, ncols=3)
     n = shown[0].doses[0].suppress.refusal.n
-    add_head(figure, f"{name(results.model, 40)}: forcing and suppressing refusal", f"generated answers; n = {n} prompts each")
+    add_head(
+        figure,
+        f"{name(results.model, 40)}: forcing and suppressing refusal",
+        f"generated answers; n = {n} prompts each",
+    )
     text = "Bars: Wilson 95 % intervals. Lines at the left and right margin: nothing clamped. Crosses: shares of answers of "
     add_notes(figure, wrapped(text + "which it cannot be told what they do, a sign of damage.", width - 0.6, 8.5))
     return figure
@@ -111,7 +115,11 @@ def validation_figure(results: PatchingResults) -> Figure | None:
     for kind, found, each_height in zip(kinds, rows, heights, strict=True):
         axes = add_axes(figure, left, top - each_height, panel, each_height)
         _conditions(axes, found)
-        axes.set_title(f"{kind}: {max(c.n_units for c in found if 'critical ablated' in c.name or c.n_units == 0)} critical", fontsize=9.5, color=INK)
+        axes.set_title(
+            f"{kind}: {max(c.n_units for c in found if 'critical ablated' in c.name or c.n_units == 0)} critical",
+            fontsize=9.5,
+            color=INK,
+        )
         top -= each_height + 0.75
     add_head(figure, f"{name(results.model, 40)}: are the critical units what carries refusal?", _answers_line(results))
     text = (
@@ -138,6 +146,15 @@ def _conditions(axes: Axes, found: list[ConditionRecord]) -> None:
         colour = FAINT if "random" in each.name else POSITIVE
         axes.errorbar([value], [row], xerr=ends, marker="o", color=colour, capsize=2, linewidth=1.4)
         text = f"{rate.k} of {rate.n}" + (f", {each.refusals.n_unclear} unclear" if each.refusals.n_unclear else "")
-        axes.annotate(text, (1.0, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=7, color=FAINT, annotation_clip=False)
+        axes.annotate(
+            text,
+            (1.0, row),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+            color=FAINT,
+            annotation_clip=False,
+        )
     names = [f"{each.name}" + (f" ({each.n_units})" if each.n_units else "") for each in found]
     tick_names(axes, "y", range(len(found)), names, fontsize=8.5)

@@ -16,11 +16,13 @@ from urllib.parse import quote
 
 from circuits.page import html_page
 from circuits.page_data import Texts
+from circuits.patching_stage import report_sections
 from circuits.plot_style import ImageFormat
 from circuits.plots import CircuitVisualizer
 from circuits.summary import summary_text
+from circuits.text_files import write_text
 from refusal import __version__
-from refusal.artefacts import ResultPaths, atomic_write
+from refusal.artefacts import ResultPaths
 from refusal.config import ReportConfig
 from refusal.schemas import CircuitFile, Comparison, EvaluationResults, ModelOutputs, RefusalLabels, Report
 from refusal.sites import Site
@@ -60,6 +62,7 @@ def write_reports(
     settings: ReportConfig,
     configuration: Mapping[str, Any],
     image_format: ImageFormat | None = None,
+    patched: Sequence[str] = (),
 ) -> list[Path]:
     """Write pictures, report, page and summary, and return their paths, the summary first.
 
@@ -69,6 +72,7 @@ def write_reports(
         settings: Whether there is to be a page, and the format of the pictures.
         configuration: The configuration as resolved, for the record.
         image_format: Format of the pictures in place of that in `settings`.
+        patched: Models whose activation patching is shown too.
 
     Raises:
         ArtefactError: An artefact of an earlier stage is missing or damaged.
@@ -81,7 +85,8 @@ def write_reports(
         written += visualizer.model(report.comparisons[model], report.circuits[model].values())
     if settings.html:
         texts = {model: _texts(paths, model) for model in models}
-        write_text(paths.html, html_page(report, texts, _training_figures(paths, report, written)))
+        training = _training_figures(paths, report, written)
+        write_text(paths.html, html_page(report, texts, training, report_sections(paths, patched)))
         written.append(paths.html)
     write_summary(paths, report, written)
     return [paths.summary, *written]
@@ -96,12 +101,6 @@ def write_summary(paths: ResultPaths, report: Report, written: Sequence[Path]) -
         written: Files that the reader may want next; those that the summary knows are named.
     """
     write_text(paths.summary, summary_text(report, _look_next(paths, report, written)))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text atomically as UTF-8; what UTF-8 cannot hold (lone surrogates) becomes `?`."""
-    with atomic_write(path) as beside:
-        beside.write_bytes(text.encode("utf-8", "replace"))
 
 
 def _look_next(paths: ResultPaths, report: Report, written: Sequence[Path]) -> list[tuple[str, str]]:

@@ -40,8 +40,8 @@ class Stage(StrEnum):
     """Write summary, figures and the HTML report."""
 
 
-DEFAULT_STAGES = (Stage.INFERENCE, Stage.SAES, Stage.CIRCUITS, Stage.COMPARE, Stage.REPORT)
-"""The stages that lead to the verdict; others run where they are asked for."""
+MAIN_STAGES = (Stage.INFERENCE, Stage.SAES, Stage.CIRCUITS, Stage.COMPARE, Stage.REPORT)
+"""The stages that run when a configuration names none."""
 
 
 def _site_name(name: str) -> str:
@@ -273,7 +273,7 @@ class Config(Section):
     activation_layers: Literal["all"] | tuple[SiteName, ...] = Field(
         default="all", description="all (every residuals_N) or sites."
     )
-    stages: tuple[Stage, ...] = Field(default=DEFAULT_STAGES, min_length=1, description="Stages to run.")
+    stages: tuple[Stage, ...] = Field(default=MAIN_STAGES, min_length=1, description="Stages to run.")
     result_dir: Path = Field(default=Path("results"), description="Where everything is written.")
     train_saes: bool = Field(default=True, description="Train SAEs in the saes stage; false: use those that are there.")
     capture: CaptureConfig = Field(default_factory=CaptureConfig)

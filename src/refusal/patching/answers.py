@@ -107,7 +107,9 @@ class Answers:
         source = f"the {TOP_LATENTS} latents of largest attribution of each category's circuit"
         return [self._curve("latents", [clamp], source, rated)]
 
-    def _curve(self, what: str, clamps: list[Clamp] | list[DirectionClamp], source: str, rated: list[SiteClamping]) -> ClampRecord:
+    def _curve(
+        self, what: str, clamps: list[Clamp] | list[DirectionClamp], source: str, rated: list[SiteClamping]
+    ) -> ClampRecord:
         doses = dose_response(self.answering, self.held_out, clamps, self.settings.strengths)
         first = clamps[0]
         return ClampRecord(
@@ -131,7 +133,9 @@ def control_notice(kind: str, chosen: list[Located], findings: Findings) -> str 
         return f"{kind}: all {len(every)} units are critical, so there is no control"
     n_control = min(len(parts), len(every) - len(parts))
     short = f" and only {n_control} of them" if n_control < len(parts) else ""
-    return f"{kind}: the layers of the critical units have too few others, so the control has units of other layers{short}"
+    return (
+        f"{kind}: the layers of the critical units have too few others, so the control has units of other layers{short}"
+    )
 
 
 def _largest(held: CircuitLatents) -> list[int]:

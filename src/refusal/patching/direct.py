@@ -43,9 +43,7 @@ def writers(model: ChatModel, *, heads: bool) -> list[Unit]:
     if heads:
         return head_units(model, [READOUT])
     kinds = (SiteKind.ATTENTION, SiteKind.MLP)
-    return sorted(
-        (unit for kind in kinds for unit in layer_units(model, kind, [READOUT])), key=lambda unit: unit.site
-    )
+    return sorted((unit for kind in kinds for unit in layer_units(model, kind, [READOUT])), key=lambda unit: unit.site)
 
 
 def last_site(model: ChatModel) -> Site:
@@ -197,5 +195,3 @@ def direction_attribution(
     """
     projected = write_differences(runs, units).double() @ direction.double() / direction.double().square().sum()
     return projected.numpy()
-
-

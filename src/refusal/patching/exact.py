@@ -147,9 +147,7 @@ def _run_everywhere(
             for variant in variants:
                 entries = slice_of(units[variant], put.shape[-1], n_heads)
                 mask = puts.masks[units[variant].place].to(acts.device)[..., None]
-                changed[variant, :, :, entries] = torch.where(
-                    mask, put[..., entries], changed[variant, :, :, entries]
-                )
+                changed[variant, :, :, entries] = torch.where(mask, put[..., entries], changed[variant, :, :, entries])
             return changed.flatten(0, 1)
 
         return change

@@ -95,9 +95,7 @@ def make_maps(runs: PairRuns, settings: PatchingConfig, kept: Kept) -> list[Map]
     return found
 
 
-def _maker(
-    runs: PairRuns, plan: _Plan, settings: PatchingConfig, progress: Progress
-) -> Callable[[], PatchedMetric]:
+def _maker(runs: PairRuns, plan: _Plan, settings: PatchingConfig, progress: Progress) -> Callable[[], PatchedMetric]:
     def make() -> PatchedMetric:
         """Make the map."""
         if plan.method == "exact":

@@ -206,7 +206,9 @@ def _latents(results: PatchingResults) -> list[str]:
     for e in results.latents[: 2 * SHOWN]:
         top = ", ".join(f"{_plain(name)} {n}" for name, n in e.categories.items())
         effects = [number(None if unit is None else unit.effect.value) for unit in (e.denoise, e.noise)]
-        rows.append((f"`{e.site} #{e.latent}`", str(len(e.circuits)), *effects, f"{e.n_refused} of {len(e.top_prompts)}", top))
+        rows.append(
+            (f"`{e.site} #{e.latent}`", str(len(e.circuits)), *effects, f"{e.n_refused} of {len(e.top_prompts)}", top)
+        )
     header = ("latent", "circuits", "denoise", "noise", "top prompts refused", "their categories")
     return ["## Latents of circuits", "", *_table(header, rows)]
 

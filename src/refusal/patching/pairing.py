@@ -22,7 +22,9 @@ _NEITHER = "the answer neither refuses nor complies"
 _NO_PARTNER = "no prompt of the same category on the other side is left"
 
 
-def pairs_of_run(labels: Sequence[PromptLabel], texts: Mapping[str, str], token_ids: Mapping[str, list[int]]) -> PairSet:
+def pairs_of_run(
+    labels: Sequence[PromptLabel], texts: Mapping[str, str], token_ids: Mapping[str, list[int]]
+) -> PairSet:
     """Return the pairs of a run's prompts.
 
     Args:

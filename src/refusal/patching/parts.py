@@ -138,6 +138,4 @@ def _known(value: float) -> float | None:
 
 
 def _matrix(values: Float[np.ndarray, "category category"], names: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    return {
-        first: {second: _known(values[i, j]) for j, second in enumerate(names)} for i, first in enumerate(names)
-    }
+    return {first: {second: _known(values[i, j]) for j, second in enumerate(names)} for i, first in enumerate(names)}

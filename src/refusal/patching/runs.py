@@ -145,7 +145,9 @@ class PairRuns:
         return PairBatch.of(rows, pairs, both)
 
     @torch.no_grad()
-    def everywhere(self, batch: PairBatch, side: Side, sites: Collection[Site]) -> dict[Site, Float[Tensor, "batch pos _"]]:
+    def everywhere(
+        self, batch: PairBatch, side: Side, sites: Collection[Site]
+    ) -> dict[Site, Float[Tensor, "batch pos _"]]:
         """Return the sites' values at every position of a batch."""
         with record(self.model, sites, last_only=False) as recording:
             self.logits(batch.tokens[side])
@@ -173,9 +175,7 @@ class PairRuns:
     def of(self, rows: Sequence[int]) -> PairRuns:
         """Return the runs of some of the pairs, with what is known of them already."""
         pairs = [self.pairs[row] for row in rows]
-        chosen = PairRuns(
-            self.model, self.metric, pairs, self.frame, batch_size=self.batch_size, prefix=self.prefix
-        )
+        chosen = PairRuns(self.model, self.metric, pairs, self.frame, batch_size=self.batch_size, prefix=self.prefix)
         chosen._m = {side: values[list(rows)] for side, values in self._m.items()}
         chosen._acts = {key: acts[list(rows)] for key, acts in self._acts.items()}
         return chosen

@@ -17,7 +17,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-
 from refusal.artefacts import ResultPaths, sha256_file
 from refusal.config import Config, chosen
 from refusal.patching.answers import VALIDATED, Answers, control_notice
@@ -38,7 +37,6 @@ from refusal.patching.records import (
     LatentRecord,
     PatchingResults,
     StructureRecord,
-    WriteRecord,
 )
 from refusal.patching.tables import write_tables
 from refusal.weights import weights_digest
@@ -66,7 +64,9 @@ def run_patching(config: Config, model_name: str, paths: ResultPaths) -> None:
 def circuits_digest(paths: ResultPaths, model: str) -> str | None:
     """Return a digest of a model's circuits; None where there are none."""
     prefix = paths.circuit(model, "x").name.removesuffix("x_circuit.json")
-    files = sorted(path for path in paths.circuit(model, "x").parent.glob("*_circuit.json") if path.name.startswith(prefix))
+    files = sorted(
+        path for path in paths.circuit(model, "x").parent.glob("*_circuit.json") if path.name.startswith(prefix)
+    )
     if not files:
         return None
     return hashlib.sha256("".join(path.name + sha256_file(path) for path in files).encode()).hexdigest()
@@ -102,7 +102,9 @@ class _Study:
         names = ("max_new_tokens", "labels", "patching.on_answer", "patching.random_sets", *keys)
         return {
             "config": chosen(self.material.config, names),
-            "held out": [] if held_out is None else [[each.pair.id, each.clean, each.corrupted] for each in held_out.pairs],
+            "held out": []
+            if held_out is None
+            else [[each.pair.id, each.clean, each.corrupted] for each in held_out.pairs],
         }
 
     def results(self) -> PatchingResults:
@@ -214,7 +216,13 @@ class _Study:
         if not held:
             return []
         config = self.material.config
-        names = ["analysis.bootstrap", "patching.max_latents", "patching.modes", "patching.correction", "patching.alpha"]
+        names = [
+            "analysis.bootstrap",
+            "patching.max_latents",
+            "patching.modes",
+            "patching.correction",
+            "patching.alpha",
+        ]
         more = {
             "circuits": circuits_digest(self.material.paths, self.material.name),
             **chosen(config, [*names, "patching.min_effect"]),
@@ -229,5 +237,3 @@ class _Study:
             more,
             lambda: structure_records(self.runs, max(5, self.settings.ig_steps), self.material.config.seed),
         )
-
-

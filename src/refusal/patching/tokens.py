@@ -140,7 +140,9 @@ def unaligned(pairs: Sequence[TokenPair], *, only_equal: bool, limit: int | None
         elif limit is not None and each.longest > limit:
             found.append(Unusable(each.pair.id, f"a prompt is longer than the model's context of {limit} tokens"))
         elif only_equal and not each.is_equal_length:
-            found.append(Unusable(each.pair.id, "the prompts have different numbers of tokens (patching.align: length)"))
+            found.append(
+                Unusable(each.pair.id, "the prompts have different numbers of tokens (patching.align: length)")
+            )
     return found
 
 

@@ -107,9 +107,7 @@ def layer_units(model: ChatModel, kind: SiteKind, places: Sequence[Place]) -> li
 
 def head_units(model: ChatModel, places: Sequence[Place]) -> list[Unit]:
     """Return every head of every layer at every place, layer by layer; blocks without separable heads are left out."""
-    return [
-        Unit(site, head, place) for site in model.head_sites() for head in range(model.n_heads) for place in places
-    ]
+    return [Unit(site, head, place) for site in model.head_sites() for head in range(model.n_heads) for place in places]
 
 
 def slice_of(unit: Unit, width: int, n_heads: int) -> slice:

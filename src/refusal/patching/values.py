@@ -58,7 +58,9 @@ class PatchValues:
             self._words, self._end = mean_parts(self.runs, self.patch.mode.source, self.sites)
         return {site: self._means(site, acts, batch) for site, acts in own.items()}
 
-    def _means(self, site: Site, own: Float[Tensor, "batch pos width"], batch: PairBatch) -> Float[Tensor, "batch pos width"]:
+    def _means(
+        self, site: Site, own: Float[Tensor, "batch pos width"], batch: PairBatch
+    ) -> Float[Tensor, "batch pos width"]:
         assert self._others is not None
         rows = self._others[list(batch.rows)]
         words = (rows @ self._words[site]).to(own)
@@ -112,5 +114,3 @@ def mean_parts(
         {site: torch.stack(each) for site, each in words.items()},
         {site: torch.stack(each) for site, each in end.items()},
     )
-
-
