@@ -87,6 +87,7 @@ class RefusalCircuitAnalyzer:
     def pipeline(self, paths: ResultPaths) -> Pipeline:
         """Return the units of the configuration, ready to run or to be looked at."""
         units = [unit for model in self.config.models for unit in self._units(model, paths)]
+        units += self._patching_comparison(units, paths)
         units.append(self._report(paths, tuple(unit for unit in units if self._is_reported(unit, units, paths))))
         return Pipeline(self.config, paths, units, self.forced)
 
@@ -197,7 +198,7 @@ class RefusalCircuitAnalyzer:
         return [inference, saes, circuits, compare, *self._patching(inference, paths)]
 
     def _patching(self, inference: Unit, paths: ResultPaths) -> list[Unit]:
-        """Return the unit of activation patching of a model, where it is asked for, or was made: the report shows it."""
+        """Return the unit of a model's patching, where it is asked for, or was made: the report shows it."""
         model, source = inference.model, self.config.patching.pairs
         assert model is not None  # a unit of one model
         if Stage.PATCHING not in self.config.stages and not paths.stage_record(Stage.PATCHING, model).exists():
@@ -206,6 +207,17 @@ class RefusalCircuitAnalyzer:
         unit = self._unit(Stage.PATCHING, model, PATCHING_KEYS, (inference,), _patch, outputs, paths)
         files = () if source in SOURCES else (Path(source),)
         return [replace(unit, inputs=files, lacks=partial(_lacks_circuits, self.config, paths, model))]
+
+    def _patching_comparison(self, units: list[Unit], paths: ResultPaths) -> list[Unit]:
+        """Return the unit that compares models by patching, where that is asked for."""
+        if Stage.PATCHING not in self.config.stages or not self.config.patching.compare:
+            return []
+        compared = {name for pair in self.config.patching.compare for name in pair}
+        needs = tuple(unit for unit in units if unit.stage is Stage.INFERENCE and unit.model in compared)
+        outputs = partial(_patching_comparison_files, paths)
+        return [
+            Unit(Stage.PATCHING, None, PATCHING_KEYS, (), needs, outputs, partial(_compare_patched, self.config, paths))
+        ]
 
     def _inference(self, model: str, paths: ResultPaths) -> Unit:
         files = local_files(self.config.dataset_dir, self.config.safe_subset)
@@ -274,6 +286,16 @@ def _patching_files(config: Config, paths: ResultPaths, model: str) -> list[Path
     from circuits.patching_stage import patching_files
 
     return patching_files(config, paths, model)
+
+
+def _compare_patched(config: Config, paths: ResultPaths) -> None:
+    from circuits.patching_stage import compare_models_of
+
+    compare_models_of(config, paths)
+
+
+def _patching_comparison_files(paths: ResultPaths) -> list[Path]:
+    return sorted(path for path in (paths.root / "patching" / "comparisons").rglob("[!.]*") if path.is_file())
 
 
 def _existing(*paths: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The template engine of the pages: where templates lie, how values are put into words, what is escaped (everything)."""
+"""The template engine of the pages: where templates lie and how values are put into words; everything is escaped."""
 
 from __future__ import annotations
 

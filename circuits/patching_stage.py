@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from circuits.patching_figures import draw_patching, figure_paths
-from circuits.patching_page import MOST_CELLS, PatchingSection, patching_page, patching_section
+from circuits.patching_page import (
+    MOST_CELLS,
+    PatchingSection,
+    comparison_page,
+    patching_page,
+    patching_section,
+)
+from circuits.plot_patching_comparison import draw_comparison
 from circuits.text_files import write_text
 from refusal.artefacts import ResultPaths, read_json
 from refusal.config import Config
+from refusal.patching.compare_models import compare_models
 from refusal.patching.records import PATCHING, PatchingResults
 from refusal.patching.stage import RESULTS, circuits_digest, run_patching
 
@@ -28,6 +37,19 @@ def patch_model(config: Config, model: str, paths: ResultPaths) -> None:
     drawn = draw_patching(paths, model, config.report.image_format)
     results = PatchingResults.load(paths.patching(model) / RESULTS)
     write_text(paths.patching(model) / PAGE, patching_page(results, links(drawn, paths.patching(model), paths, model)))
+
+
+def compare_models_of(config: Config, paths: ResultPaths) -> None:
+    """Compare every pair of models that the configuration names, draw the maps and write a page each.
+
+    Raises:
+        InputError: Two models differ in shape, or have too few pairs in common.
+    """
+    for first, second in config.patching.compare:
+        found = compare_models(config, (first, second), paths)
+        folder = paths.patching_comparison(first, second)
+        drawn = draw_comparison(found, folder, config.report.image_format)
+        write_text(folder / PAGE, comparison_page(found, {path.stem: quote(path.name) for path in drawn}))
 
 
 def links(pictures: list[Path], folder: Path, paths: ResultPaths, model: str) -> dict[str, str]:
@@ -50,7 +72,7 @@ def lacks_circuits(config: Config, paths: ResultPaths, model: str) -> str | None
     return None if held == circuits_digest(paths, model) else "the circuits whose latents are mapped have changed"
 
 
-def report_sections(paths: ResultPaths, models: list[str]) -> list[PatchingSection]:
+def report_sections(paths: ResultPaths, models: Sequence[str]) -> list[PatchingSection]:
     """Return what the report shows of patching, for the models that have it.
 
     Raises:

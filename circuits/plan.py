@@ -15,6 +15,7 @@ from refusal.inference import SHARD_BYTES, SHARD_PROMPTS
 from refusal.known_sizes import known_size
 from refusal.model_files import ModelSize
 from refusal.models import resolve, resolve_device, resolve_dtype
+from refusal.patching.checks import check_patching
 from refusal.prompts import CATEGORIES, draw, load_prompts
 from refusal.resources import MIB, free_bytes, human_bytes
 from refusal.sae.all_positions import IN_MEMORY_BYTES

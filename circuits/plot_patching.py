@@ -1,12 +1,13 @@
 """Heatmaps of activation patching, from `PatchingResults`: layers by position, attention heads, neurons by category.
 
-Blue: the patch does what the other run does (towards 1); orange: the opposite; white: nothing. The colour ends at -1 and 1,
-the numbers do not. A frame marks a critical unit, hatching a cell that was not measured.
+Blue: the patch does what the other run does (towards 1); orange: the opposite; white: nothing. The colour ends at -1
+and 1, the numbers do not. A frame marks a critical unit, hatching a cell that was not measured.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -214,8 +215,8 @@ def _grid_figure(grid: list[list[Panel]], title: str, line: str, rows_named: str
                 axes.set_ylabel(rows_named, fontsize=9, color=INK)
     add_head(figure, title, line)
     text = (
-        "0: the patch does nothing; 1: it does all that separates the two prompts. Blue towards 1, orange below 0. Framed: "
-        "critical (p corrected for all units of the map, and an effect of some size). Hatched: not measured."
+        "0: the patch does nothing; 1: it does all that separates the two prompts. Blue towards 1, orange below 0. "
+        "Framed: critical (p corrected for all units of the map, and an effect of some size). Hatched: not measured."
     )
     add_notes(figure, wrapped(text, width - 0.6, 8.5))
     return figure
@@ -233,7 +234,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         if not panel.is_dense and unit.effect.value is not None:
             _write(axes, row, column, unit)
     for row, column in np.argwhere(np.isnan(values)):
-        ground = {"facecolor": UNMEASURED, "edgecolor": "#b9bfc6", "hatch": "////", "linewidth": 0}
+        ground: dict[str, Any] = {"facecolor": UNMEASURED, "edgecolor": "#b9bfc6", "hatch": "////", "linewidth": 0}
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **ground))
     _bare(axes)
     step = max(1, len(panel.rows) // 32)
@@ -246,10 +247,10 @@ def _write(axes: Axes, row: int, column: int, unit: UnitRecord) -> None:
     value = unit.effect.value or 0.0
     ink = "white" if abs(value) > 0.6 else INK
     ends = interval((unit.effect.low, unit.effect.high))
-    style = {"ha": "center", "va": "center", "color": ink}
-    axes.text(column, row - (0.14 if ends else 0), number(value), fontsize=8.5, **style)  # type: ignore[arg-type]
+    style: dict[str, Any] = {"ha": "center", "va": "center", "color": ink}
+    axes.text(column, row - (0.14 if ends else 0), number(value), fontsize=8.5, **style)
     if ends:
-        axes.text(column, row + 0.26, ends, fontsize=5.6, **style)  # type: ignore[arg-type]
+        axes.text(column, row + 0.26, ends, fontsize=5.6, **style)
 
 
 def _bare(axes: Axes) -> None:

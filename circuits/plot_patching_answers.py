@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -30,7 +32,7 @@ SUPPRESS, FORCE = POSITIVE, NEGATIVE
 
 
 def dose_figure(results: PatchingResults) -> Figure | None:
-    """Return the dose-response curves, a panel for the direction and one for latents; None where nothing was clamped."""
+    """Return the dose-response curves, a panel for the direction and one for latents; None: nothing was clamped."""
     shown = [each for each in results.clamping if each.what != "random directions"]
     if not shown:
         return None
@@ -60,7 +62,7 @@ def dose_figure(results: PatchingResults) -> Figure | None:
         f"{name(results.model, 40)}: forcing and suppressing refusal",
         f"generated answers; n = {n} prompts each",
     )
-    text = "Bars: Wilson 95 % intervals. Lines at the left and right margin: nothing clamped. Crosses: shares of answers of "
+    text = "Bars: Wilson 95 % intervals. Lines at both margins: nothing clamped. Crosses: shares of answers of "
     add_notes(figure, wrapped(text + "which it cannot be told what they do, a sign of damage.", width - 0.6, 8.5))
     return figure
 
@@ -78,12 +80,13 @@ def _curve(axes: Axes, each: ClampRecord) -> None:
         y = [_value(each.refusal.value) for each in found]
         below = [value - _value(each.refusal.low, value) for value, each in zip(y, found, strict=True)]
         above = [_value(each.refusal.high, value) - value for value, each in zip(y, found, strict=True)]
-        style = {"marker": "." if is_control else marker, "markersize": 4, "linestyle": _STYLES[each.what]}
+        style: dict[str, Any] = {"marker": "." if is_control else marker, "markersize": 4, "capsize": 2}
+        style["linestyle"] = _STYLES[each.what]
         alpha = 0.75 if is_control else 1.0
         errors = None if is_control else [[max(0.0, v) for v in ends] for ends in (below, above)]
         # the wider line stays visible where both have the same values
         wide = 3.4 if side == "suppress" and not is_control else 1.4
-        axes.errorbar(x, y, yerr=errors, color=colour, linewidth=wide, elinewidth=1.2, capsize=2, alpha=alpha, **style)
+        axes.errorbar(x, y, yerr=errors, color=colour, linewidth=wide, elinewidth=1.2, alpha=alpha, **style)
         unclear = [each.n_unclear / max(1, each.refusal.n) for each in found]
         if not is_control and any(unclear):
             axes.plot(x, unclear, linestyle="none", marker="x", color=colour, markersize=5)

@@ -300,7 +300,8 @@ class ChatModel:
         found = None if holder is None else _first_of(holder, _FINAL_NORMS)
         if found is None:
             raise InputError(
-                f"{self.name}: no final norm is found beside {self.family.blocks}; looked for {', '.join(_FINAL_NORMS)}; "
+                f"{self.name}: no final norm is found beside {self.family.blocks} (by the names "
+                f"{', '.join(_FINAL_NORMS)}); "
                 "add its name to _FINAL_NORMS in src/refusal/models.py"
             )
         return found

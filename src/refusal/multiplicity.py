@@ -86,9 +86,6 @@ def _stepwise(
     known = np.flatnonzero(np.isfinite(p))
     order = known[np.argsort(p[known], kind="stable")]
     scaled = p[order] * factors(len(order))
-    if downwards:
-        scaled = np.maximum.accumulate(scaled)
-    else:
-        scaled = np.minimum.accumulate(scaled[::-1])[::-1]
-    corrected[order] = np.minimum(scaled, 1.0)
+    monotone = np.maximum.accumulate(scaled) if downwards else np.minimum.accumulate(scaled[::-1])[::-1]
+    corrected[order] = np.minimum(monotone, 1.0)
     return corrected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from refusal.patching.clamping import (
@@ -107,9 +109,7 @@ class Answers:
         source = f"the {TOP_LATENTS} latents of largest attribution of each category's circuit"
         return [self._curve("latents", [clamp], source, rated)]
 
-    def _curve(
-        self, what: str, clamps: list[Clamp] | list[DirectionClamp], source: str, rated: list[SiteClamping]
-    ) -> ClampRecord:
+    def _curve(self, what: str, clamps: Sequence[Clamp], source: str, rated: Sequence[SiteClamping]) -> ClampRecord:
         doses = dose_response(self.answering, self.held_out, clamps, self.settings.strengths)
         first = clamps[0]
         return ClampRecord(

@@ -4,8 +4,8 @@ With x the value in the run that is patched and x' the value that would be put i
 
     m_patched ~ m + sum over patched entries of (x' - x) * g
 
-- g = dm/dx at x: one backward pass serves all sites, heads and positions (Syed et al. 2310.10348). It is the tangent, so
-  it misses what saturates or switches on along the way.
+- g = dm/dx at x: one backward pass serves all sites, heads and positions (Syed et al. 2310.10348). It is the tangent,
+  so it misses what saturates or switches on along the way.
 - g = mean over K midpoints of the straight path from x to x', site by site (integrated gradients, Sundararajan et al.
   1703.01365; for circuits Hanna et al. 2403.17806). Over a whole site the estimates then sum to the exact effect, up
   to the midpoint rule.
@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal.interventions import edit
+from refusal.interventions import Transform, edit
 from refusal.models import SiteUse
 from refusal.patching.exact import Progress
 from refusal.patching.runs import PairBatch, PairRuns
@@ -126,7 +126,7 @@ def _gradients_at(
 ) -> tuple[Tensor, ...]:
     """Return dm/dx at each leaf; row group i of the batch has leaf i in place of its site's value."""
 
-    def put(site: Site) -> SiteUse:
+    def put(site: Site) -> Transform:
         """Return what puts the leaves of a site into their rows."""
 
         def use(value: Tensor) -> Tensor:

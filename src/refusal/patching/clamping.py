@@ -10,8 +10,9 @@ is what complied prompts have, a = 1 what refused ones have, beyond both it is m
 held-out pairs: on refused prompts a <= 0 suppresses, on complied ones a >= 1 forces, and a curve over a is the
 dose-response. As control random unit directions are held at their own mean plus (a - 1/2) times the same distance.
 
-For a direction c = x . u, u the unit difference in means; for latents c = f, one coordinate each. The site is the one at
-which clamping does most on the pairs of the maps, the smaller of forcing and suppressing counted, in m (`choose_site`).
+For a direction c = x . u, u the unit difference in means; for latents c = f, one coordinate each. The site is the one
+at which clamping does most to m on the pairs of the maps, the smaller of forcing and suppressing counted
+(`choose_site`).
 Source: Arditi et al. 2406.11717 (directions), Templeton et al. 2024 (clamping latents).
 """
 

@@ -90,8 +90,8 @@ def frozen_norm(
 ) -> Float[Tensor, "pair *rest d_model"]:
     """Return parts of a norm's input as parts of its output, with the scale that the norm had on the whole input.
 
-    Root-mean-square norm: y = s * gamma * x with s = 1 / rms(x). Layer norm: y = s * gamma * (x - mean(x)) + beta. gamma is
-    read from the norm itself (its output on a vector whose scale is known), s from the output on the whole.
+    Root-mean-square norm: y = s * gamma * x with s = 1 / rms(x). Layer norm: y = s * gamma * (x - mean(x)) + beta.
+    gamma is read from the norm itself (its output on a vector whose scale is known), s from the output on the whole.
     """
     is_centred = isinstance(norm, torch.nn.LayerNorm)
     device, dtype = model.device, model.dtype
@@ -99,7 +99,7 @@ def frozen_norm(
     def direction(x: Tensor) -> Tensor:
         """Return gamma * x, centred where the norm centres, up to no scale."""
         centred = x - x.mean(-1, keepdim=True) if is_centred else x
-        return centred * gamma
+        return torch.mul(centred, gamma)
 
     width = total.shape[-1]
     sign = torch.ones(1, 1, width)
@@ -111,7 +111,7 @@ def frozen_norm(
     shift = (plus + minus) / 2
     whole = direction(total)
     scale = ((output - shift) * whole).sum(-1) / whole.square().sum(-1).clamp_min(EPSILON)
-    return direction(parts) * scale.reshape(-1, *[1] * (parts.dim() - 1))
+    return torch.mul(direction(parts), scale.reshape(-1, *[1] * (parts.dim() - 1)))
 
 
 @torch.no_grad()

@@ -38,17 +38,29 @@ class GivenDirection:
         return Site(SiteKind.RESIDUALS, max(0, self.layer - 1))
 
 
+def require_files(folder: str) -> Path:
+    """Return the folder, once it holds what it should.
+
+    Raises:
+        InputError: A file is missing.
+    """
+    root = Path(folder).expanduser()
+    missing = [name for name in FILES if not (root / name).is_file()]
+    if missing:
+        raise InputError(
+            f"patching.direction: {root}: no {' and no '.join(missing)}; allowed is a folder with {' and '.join(FILES)}"
+        )
+    return root
+
+
 def given_direction(folder: str, model: ChatModel) -> GivenDirection:
     """Return the direction of a folder.
 
     Raises:
         InputError: A file is missing, is not of this form, or does not fit the model.
     """
-    root = Path(folder).expanduser()
+    root = require_files(folder)
     where = f"patching.direction: {root}"
-    missing = [name for name in FILES if not (root / name).is_file()]
-    if missing:
-        raise InputError(f"{where}: no {' and no '.join(missing)}; allowed is a folder with {' and '.join(FILES)}")
     try:
         metadata = json.loads((root / FILES[1]).read_text(encoding="utf-8"))
         position, layer = int(metadata["pos"]), int(metadata["layer"])

@@ -148,10 +148,10 @@ def _run_everywhere(
                 entries = slice_of(units[variant], put.shape[-1], n_heads)
                 mask = puts.masks[units[variant].place].to(acts.device)[..., None]
                 changed[variant, :, :, entries] = torch.where(mask, put[..., entries], changed[variant, :, :, entries])
-            return changed.flatten(0, 1)
+            return torch.flatten(changed, 0, 1)
 
         return change
 
     with edit(runs.model, {site: transform(site, variants) for site, variants in _by_site(units).items()}):
         logits = runs.logits(batch.tokens[patch.mode.base], len(units))
-    return runs.metric(logits).unflatten(0, (len(units), -1)).cpu().double().numpy()
+    return np.asarray(runs.metric(logits).unflatten(0, (len(units), -1)).cpu().double())

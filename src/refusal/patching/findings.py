@@ -91,7 +91,7 @@ class Findings:
     def deciding(self, kind: str) -> LocatedMap | None:
         """Return the map that says which units of a kind are critical.
 
-        That of noising (what is necessary) before that of denoising, the first ablation named, measured before estimated.
+        Measured before estimated, noising (what is necessary) before denoising, the first ablation named.
         """
         methods = ("exact", "integrated", "gradient")
         modes = [mode for mode in (Mode.NOISE, Mode.DENOISE) if mode.value in self._settings.modes]
@@ -108,7 +108,7 @@ class Findings:
         return next((each for each in self.located if each.map is wanted), None)
 
     def critical(self, kind: str, most: int | None = None) -> list[Located]:
-        """Return the critical units of a kind: everywhere in the prompt where that was measured, else at the readout."""
+        """Return the critical units of a kind: at all positions where that was measured, else at the readout."""
         deciding = self.deciding(kind)
         if deciding is None:
             return []

@@ -32,7 +32,9 @@ def latent_records(material: Material, held: list[CircuitLatents]) -> list[Laten
     for each in held:
         few = _largest(each, material.config.patching.max_latents)
         prompts = top_prompts(few, store, N_TOP)
-        effects = {mode: _effects(material, few, Mode(mode)) for mode in material.config.patching.modes}
+        effects: dict[str, dict[int, UnitRecord]] = {
+            mode: _effects(material, few, Mode(mode)) for mode in material.config.patching.modes
+        }
         order = sorted(few.latents, key=lambda latent: (-abs(few.attribution[latent]), latent))
         records += [_record(few, latent, prompts[latent], effects, labels) for latent in order]
     return records

@@ -1,9 +1,9 @@
 """The maps for the latents of circuits: the same patches, one latent at a time, and what each latent stands for.
 
 At the readout position of a site with an SAE, one latent f of the run that is patched takes its value of the other run,
-x' = x + (f' - f) W_dec[f]; everything else stays, what the SAE does not reconstruct included. Latents are those that any
-category's circuit has. Each is shown with the prompts on which it is most active, so that a reader can see what a node
-of a circuit stands for. SAEs and circuits come from earlier stages; where there are none, there is no map.
+x' = x + (f' - f) W_dec[f]; everything else stays, what the SAE does not reconstruct included. Latents are those
+that any category's circuit has. Each is shown with the prompts on which it is most active, so that a reader can see
+what a node of a circuit stands for. SAEs and circuits come from earlier stages; where there are none, there is no map.
 """
 
 from __future__ import annotations

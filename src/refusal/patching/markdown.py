@@ -65,8 +65,8 @@ def _pairs(results: PatchingResults) -> list[str]:
     pairs = results.pairs
     lines = [
         f"{pairs.n} contrast pairs ({_plain(pairs.source)}), {pairs.n_equal_length} of equal length; mean m in logits: "
-        f"clean {estimate(pairs.m_clean)}, corrupted {estimate(pairs.m_corrupted)}. {pairs.n_validation} other pairs for "
-        "validation and clamping.",
+        f"clean {estimate(pairs.m_clean)}, corrupted {estimate(pairs.m_corrupted)}. {pairs.n_validation} other pairs "
+        "for validation and clamping.",
         "",
     ]
     if pairs.reasons:
@@ -74,8 +74,8 @@ def _pairs(results: PatchingResults) -> list[str]:
     return [
         *lines,
         "An effect is a share of m(clean) - m(corrupted): 0, the patch does nothing; 1, all of it. Intervals: 95 %, "
-        "bootstrap over pairs. Critical: "
-        f"p corrected for all units of a map ({results.criteria['correction']}) at most {results.criteria['alpha']}, and "
+        "bootstrap over pairs. Critical: p corrected for all units of a map ("
+        f"{results.criteria['correction']}) at most {results.criteria['alpha']} and "
         f"an effect of at least {results.criteria['min_effect']}.",
         "",
         *(f"- {name}: {text}" for name, text in results.formulas.items()),

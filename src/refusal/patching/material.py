@@ -63,8 +63,9 @@ class Material:
         openers = self.labels.openers
         if openers.reason is not None:
             raise InputError(
-                f"patching: {self.name}: the refusal metric has no openers: {openers.reason}; patching needs a model that "
-                "refuses some prompts and complies with others; try other prompts (dataset_dir, safe_subset) or models"
+                f"patching: {self.name}: the refusal metric has no openers: {openers.reason}; patching needs a model "
+                "that refuses some prompts and complies with others; try other prompts (dataset_dir, safe_subset) or "
+                "models"
             )
         return RefusalMetric(openers.refusal, openers.compliance)
 

@@ -54,8 +54,8 @@ def _csv_rows(path: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
         for fields in reader:
             if len(fields) > len(header):
                 raise InputError(
-                    f"patching.pairs: {path}:{reader.line_num}: found {len(fields)} fields under {len(header)} columns; "
-                    "put texts that hold commas or quotes in double quotes"
+                    f"patching.pairs: {path}:{reader.line_num}: found {len(fields)} fields under {len(header)} "
+                    "columns; put texts that hold commas or quotes in double quotes"
                 )
             if fields:
                 rows.append((f"line {reader.line_num}", dict(zip(header, fields, strict=False))))

@@ -82,7 +82,7 @@ def _frame_share(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]
         for step in (1, -1)
     ]
     length = np.maximum.outer([len(tokens) for tokens in first], [len(tokens) for tokens in second])
-    return np.minimum(1.0, sum(each.sum(-1) for each in common) / length)
+    return np.asarray(np.minimum(1.0, sum(each.sum(-1) for each in common) / length))
 
 
 def _padded(side: Sequence[Sequence[int]], width: int, step: int, filler: int = -1) -> Int[np.ndarray, "prompt pos"]:
@@ -102,5 +102,4 @@ def _word_overlap(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]
             rows[row, [tokens[token] for token in ids]] = 1
     both = held[0] @ held[1].T
     either = held[0].sum(1)[:, None] + held[1].sum(1)[None] - both
-    shares: np.ndarray = both / np.maximum(either, 1)
-    return shares.astype(np.float64)
+    return np.asarray(both / np.maximum(either, 1), dtype=np.float64)

@@ -1,9 +1,9 @@
 """Contrast pairs: a prompt that the model refuses (clean) and one like it that it complies with (corrupted).
 
 `load_pairs` gives the pairs of a run from where its configuration says: the run's own prompts (`data`, paired by
-`refusal.patching.pairing`), pairs that ship with the package (`embedded`), or a CSV or JSON file. What cannot be used is
-kept with the reason. Whether the model really treats the two differently is measured later (`refusal.patching.runs`).
-This module does not know tokens or models.
+`refusal.patching.pairing`), pairs that ship with the package (`embedded`), or a CSV or JSON file. What cannot be used
+is kept with the reason. Whether the model really treats the two differently is measured later
+(`refusal.patching.runs`). This module does not know tokens or models.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ class PairSet:
         reasons = "; ".join(f"{n}: {reason}" for reason, n in self.reasons.items())
         left_out = f", {len(self.unusable)} were left out ({reasons})" if reasons else ""
         raise InputError(
-            f"patching.pairs: {self.source} gives {len(self.pairs)} usable pairs{left_out}; at least {least} are needed; "
-            "give more prompts (num_samples_per_category), a file with pairs of a refused and a complied prompt, lower "
-            "patching.min_gap, or use a model that refuses some prompts and complies with others"
+            f"patching.pairs: {self.source} gives {len(self.pairs)} usable pairs{left_out}; at least {least} are "
+            "needed; give more prompts (num_samples_per_category), a file with pairs of a refused and a complied "
+            "prompt, lower patching.min_gap, or use a model that refuses some prompts and complies with others"
         )
 
 

@@ -1,7 +1,7 @@
 """The artefacts of activation patching: `patching/MODEL/patching.json`, and the comparison of two models.
 
-Effects are shares of m(clean) - m(corrupted): 0, the patch does nothing; 1, it does all; never clipped. A score is 0 = as
-corrupted, 1 = as clean. m is in logits (natural log). Rates are shares of answers.
+Effects are shares of m(clean) - m(corrupted): 0, the patch does nothing; 1, it does all; never clipped. A score is 0 =
+as corrupted, 1 = as clean. m is in logits (natural log). Rates are shares of answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ PATCHING = "python run_patching.py --config FILE"
 """The command that makes these artefacts."""
 FORMULAS = {
     "denoise": "score = (m(corrupted, patched with clean) - m(corrupted)) / (m(clean) - m(corrupted)); effect = score",
-    "noise": "score = (m(clean, patched with corrupted) - m(corrupted)) / (m(clean) - m(corrupted)); effect = 1 - score",
+    "noise": "score = (m(clean, patched with corrupted) - m(corrupted)) / (m(clean) - m(corrupted)); "
+    "effect = 1 - score",
     "mean over pairs": "sum of changes of m / sum of gaps",
 }
 Method = Literal["exact", "gradient", "integrated", "direct"]

@@ -110,7 +110,7 @@ class PairRuns:
     @property
     def gap(self) -> Float[np.ndarray, " pair"]:
         """m_clean - m_corrupted of each pair, logits."""
-        return self.m(Side.CLEAN) - self.m(Side.CORRUPTED)
+        return np.asarray(self.m(Side.CLEAN) - self.m(Side.CORRUPTED))
 
     def readout(self, side: Side, sites: Collection[Site]) -> dict[Site, Float[Tensor, "pair _"]]:
         """Return the sites' values at the readout position of every pair's prompt; float32, on the CPU."""

@@ -1,14 +1,15 @@
 """Do categories decide with the same neurons? Attributions over MLP neurons, category by category.
 
-Every patch of a whole layer looks alike in a model with one mechanism and in one with a mechanism per category: whichever
-is switched on, the model refuses. What differs is *which neurons* do it. At the readout position each neuron of a
-layer's MLP has an attribution to m (integrated gradients from the corrupted to the clean run); a_i is its mean over the
-pairs of category i, a_i^1 and a_i^2 those of two halves. Agreement of two categories, over what two halves of one agree:
+Every patch of a whole layer looks alike in a model with one mechanism and in one with a mechanism per category:
+whichever is switched on, the model refuses. What differs is *which neurons* do it. At the readout position each neuron
+of a layer's MLP has an attribution to m (integrated gradients from the corrupted to the clean run); a_i is its mean
+over the pairs of category i, a_i^1 and a_i^2 those of two halves. Agreement of two categories, over that of two halves
+of one:
 
     S_ij = (<a_i^1, a_j^2> + <a_i^2, a_j^1>) / 2 / sqrt(<a_i^1, a_i^2> <a_j^1, a_j^2>)
 
-1: the same neurons; 0: others. Halves are drawn several times and the products averaged. Source: METHOD of the project's
-structural similarity (`circuits.similarity`); the correction for attenuation is Spearman 1904.
+1: the same neurons; 0: others. Halves are drawn several times and the products averaged. Source: the
+correction for attenuation, Spearman 1904; `circuits.similarity` does the same for latents.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def _normalised(
     """Return S_ij; nan where a ceiling is too low or a category's halves disagree."""
     own = np.diag(products)
     usable = np.where((ceiling >= LEAST_CEILING) & (own > 0), own, np.nan)
-    return products / np.sqrt(usable[:, None] * usable[None, :])
+    return np.asarray(products / np.sqrt(usable[:, None] * usable[None, :]))
 
 
 def _mean_of_others(normalised: Float[np.ndarray, "category category"]) -> float:

@@ -62,8 +62,10 @@ def _unit(record: MapRecord, unit: UnitRecord) -> tuple[Cell, ...]:
 
 def tables(results: PatchingResults) -> list[Table]:
     """Return the tables of a model's results; those without rows are left out."""
-    unit = ("kind", "method", "mode", "ablation", "unit", "layer", "head", "place", "effect", *_MEASURE)
-    unit = (*unit, "score", "p", "p_corrected", "critical")
+    unit = (
+        *("kind", "method", "mode", "ablation", "unit", "layer", "head", "place", "effect", *_MEASURE),
+        *("score", "p", "p_corrected", "critical"),
+    )
     layer_rows = [_unit(each, u) for each in results.maps for u in each.units if u.head is None]
     head_rows = [_unit(each, u) for each in results.maps for u in each.units if u.head is not None]
     found = [

@@ -4,8 +4,8 @@ A pair's two prompts differ in what the model does: m(clean) > m(corrupted). A p
 
 - **denoising** puts values into the corrupted run. score = (m_patched - m_corrupted) / (m_clean - m_corrupted): 0, the
   patch restores nothing of the refusal; 1, all of it. It asks what is *sufficient*.
-- **noising** puts values into the clean run. The score is the same formula: 1, the refusal stays as it was; 0, all of it
-  is gone. It asks what is *necessary*; the effect of a patch is then 1 - score.
+- **noising** puts values into the clean run. The score is the same formula: 1, the refusal stays as it was; 0, all of
+  it is gone. It asks what is *necessary*; the effect of a patch is then 1 - score.
 
 So a score is 0 = as corrupted and 1 = as clean both ways, an effect is 0 = the patch does nothing, and neither is ever
 clipped. Source: Meng et al. 2202.05262 (causal tracing), Heimersheim and Nanda 2404.15255 (denoising and noising).
@@ -113,7 +113,7 @@ def head_units(model: ChatModel, places: Sequence[Place]) -> list[Unit]:
 def slice_of(unit: Unit, width: int, n_heads: int) -> slice:
     """Return the entries of a site's value that a unit means.
 
-    A head is `width / n_heads` entries, whatever d_model is: heads that share keys and values have outputs of their own.
+    A head is `width / n_heads` entries, whatever d_model is; heads that share keys and values have their own outputs.
 
     >>> slice_of(Unit(Site.parse("heads_0"), 2, Place("-1")), 32, 4)
     slice(16, 24, None)
@@ -140,24 +140,24 @@ class PatchedMetric:
     @property
     def gap(self) -> Float[np.ndarray, " pair"]:
         """m_clean - m_corrupted, logits; positive."""
-        return self.clean - self.corrupted
+        return np.asarray(self.clean - self.corrupted)
 
     @property
     def score(self) -> Float[np.ndarray, "unit pair"]:
         """(m_patched - m_corrupted) / (m_clean - m_corrupted): 0 as corrupted, 1 as clean; not clipped."""
-        return (self.patched - self.corrupted) / self.gap
+        return np.asarray((self.patched - self.corrupted) / self.gap)
 
     @property
     def change(self) -> Float[np.ndarray, "unit pair"]:
-        """By how much a patch moves m towards the other side, logits: m_patched - m_corrupted, or m_clean - m_patched."""
+        """How far a patch moves m towards the other side, logits: m_patched - m_corrupted, or m_clean - m_patched."""
         if self.patch.mode is Mode.DENOISE:
-            return self.patched - self.corrupted
-        return self.clean - self.patched
+            return np.asarray(self.patched - self.corrupted)
+        return np.asarray(self.clean - self.patched)
 
     @property
     def effect(self) -> Float[np.ndarray, "unit pair"]:
         """The change as a share of the gap: the score of denoising, 1 - the score of noising."""
-        return self.change / self.gap
+        return np.asarray(self.change / self.gap)
 
     def of(self, rows: Sequence[int]) -> PatchedMetric:
         """Return some of the units."""

@@ -1,4 +1,4 @@
-"""Do the critical units carry refusal? They are removed, or kept alone, and the model answers prompts it used to refuse.
+"""Do the critical units carry refusal? They are removed, or kept alone, while the model answers prompts it refuses.
 
 The prompts are pairs that took no part in the maps. Four things are done to each set of units:
 
