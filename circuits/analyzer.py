@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from circuits.tracking import track
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, Stage
-from refusal.config_patching import SOURCES
+from refusal.config_patching import SOURCES, PatchingConfig
 from refusal.model_files import decisive_files
 from refusal.models import resolve
 from refusal.processes import WHOLE, Part, Team
@@ -44,7 +44,15 @@ COMPARE_VERSION = 2
 SAE_KEYS = ("sae", "seed", "activation_layers")
 CIRCUIT_KEYS = ("circuit", "sae.seeds", "seed", "categories", "activation_layers")
 COMPARE_KEYS = (*CIRCUIT_KEYS, "analysis")
-PATCHING_KEYS = ("patching", "analysis.bootstrap", "categories", "seed", "max_new_tokens", "system_prompt", "labels")
+ANSWER_KEYS = ("analysis.bootstrap", "categories", "seed", "max_new_tokens", "system_prompt", "labels")
+PATCHING_KEYS = (*(f"patching.{name}" for name in PatchingConfig.model_fields if name != "compare"), *ANSWER_KEYS)
+COMPARED_KEYS = ("compare", "n_pairs", "align", "min_gap", "modes", "kinds", "template_positions", "latex")
+PATCHING_COMPARISON_KEYS = (
+    *(f"patching.{name}" for name in COMPARED_KEYS),
+    "analysis.bootstrap",
+    "seed",
+    "system_prompt",
+)
 
 HALVES = "halves of the prompts"
 """Name of the work that trains SAEs on halves."""
@@ -215,9 +223,8 @@ class RefusalCircuitAnalyzer:
         compared = {name for pair in self.config.patching.compare for name in pair}
         needs = tuple(unit for unit in units if unit.stage is Stage.INFERENCE and unit.model in compared)
         outputs = partial(_patching_comparison_files, paths)
-        return [
-            Unit(Stage.PATCHING, None, PATCHING_KEYS, (), needs, outputs, partial(_compare_patched, self.config, paths))
-        ]
+        run = partial(_compare_patched, self.config, paths)
+        return [Unit(Stage.PATCHING, None, PATCHING_COMPARISON_KEYS, (), needs, outputs, run)]
 
     def _inference(self, model: str, paths: ResultPaths) -> Unit:
         files = local_files(self.config.dataset_dir, self.config.safe_subset)

@@ -86,6 +86,8 @@ def check_before_loading(config: Config) -> None:
     Raises:
         InputError: All that was found.
     """
+    if Stage.PATCHING in config.stages:
+        check_patching(config)
     n_categories = len(CATEGORIES) if config.categories == "all" else len(config.categories)
     found = [*_missing_sites(config), *_missing_room(config, config.num_samples_per_category * n_categories)]
     if found:

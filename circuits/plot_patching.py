@@ -172,19 +172,20 @@ def _line(results: PatchingResults, shown: MapRecord) -> str:
 
 def _layer_panel(each: MapRecord, results: PatchingResults) -> Panel:
     known = [unit for unit in each.units if unit.effect.n * 2 >= results.pairs.n]
-    places = sorted({unit.place for unit in known}, key=_from_the_left)
+    places = sorted({unit.place for unit in known}, key=from_the_left)
     cells = {(unit.layer, places.index(unit.place)): unit for unit in known}
-    names = tuple(_place_name(place) for place in places)
+    names = tuple(place_name(place) for place in places)
     rows = tuple(str(layer) for layer in range(results.n_layers))
     return Panel(f"{KIND_TITLES[each.kind]}\n{MODE_TITLES[each.mode]}", rows, names, cells)
 
 
-def _from_the_left(place: str) -> tuple[int, int]:
+def from_the_left(place: str) -> tuple[int, int]:
     """Return what puts blocks first, then positions in the order of the prompt."""
     return (0, 0) if place == "all" else (1, 0) if place == "content" else (2, int(place))
 
 
-def _place_name(place: str) -> str:
+def place_name(place: str) -> str:
+    """Return what a place is called on an axis."""
     return {"-1": "readout", "content": "words"}.get(place, place)
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from circuits.plot_patching import KIND_TITLES, MODE_TITLES, SCALE
+from circuits.plot_patching import MODE_TITLES, SCALE, from_the_left, place_name
 from circuits.plot_style import (
     FAINT,
     GRID,
@@ -62,7 +62,7 @@ def maps_figure(found: PatchingComparison, *, heads: bool) -> Figure | None:
     left, gap, between = 0.8, 0.45, 0.95
     wide = max(width for width, _ in sizes)
     width = max(8.0, left + 3 * wide + 2 * gap + 0.4)
-    height = 1.35 + sum(high for _, high in sizes) + between * len(sizes) + 0.6
+    height = 2.3 + sum(high for _, high in sizes) + between * (len(sizes) - 1)
     figure = new_figure(width, height)
     top = height - 1.55
     for each, (rows, columns, cells), (own_width, own_height) in zip(maps, grids, sizes, strict=True):
@@ -70,7 +70,7 @@ def maps_figure(found: PatchingComparison, *, heads: bool) -> Figure | None:
             axes = add_axes(figure, left + place * (wide + gap), top - own_height, own_width, own_height)
             _draw(axes, rows, columns, cells, side)
             said = (name(found.first, 26), name(found.second, 26), "second - first")[place]
-            axes.set_title(f"{KIND_TITLES[each.kind]}, {MODE_TITLES[each.mode].split(':')[0]}\n{said}", fontsize=8.5)
+            axes.set_title(f"{each.kind}, {MODE_TITLES[each.mode].split(':')[0]}\n{said}", fontsize=8.5)
             if place == 0:
                 axes.set_ylabel("block", fontsize=9, color=INK)
         top -= own_height + between
@@ -94,17 +94,9 @@ def _grid(each: MapComparison) -> tuple[list[str], list[str], _Cells]:
         shown = [cell for cell in each.cells if cell.place == at and cell.head is not None]
         columns = [str(head) for head in range(1 + max(cell.head or 0 for cell in shown))]
         return rows, columns, {(cell.layer, cell.head or 0): cell for cell in shown}
-    order = sorted({cell.place for cell in each.cells}, key=lambda place: (place.startswith("-"), _offset(place)))
-    names = {"-1": "readout", "content": "words"}
-    return (
-        rows,
-        [names.get(place, place) for place in order],
-        {(cell.layer, order.index(cell.place)): cell for cell in each.cells},
-    )
-
-
-def _offset(place: str) -> int:
-    return int(place) if place.startswith("-") else 0
+    order = sorted({cell.place for cell in each.cells}, key=from_the_left)
+    cells = {(cell.layer, order.index(cell.place)): cell for cell in each.cells}
+    return rows, [place_name(place) for place in order], cells
 
 
 def _size(rows: list[str], columns: list[str]) -> tuple[float, float]:

@@ -132,7 +132,7 @@ class ResultPaths:
 
     def patching_comparison(self, first: str, second: str) -> Path:
         """Return the folder with the comparison of two models by activation patching."""
-        return self.root / "patching" / "comparisons" / safe_name(f"{safe_name(first)} {safe_name(second)}")
+        return self.root / "patching" / "comparisons" / safe_name(first) / safe_name(second)
 
     def patching_plot(self, model: str, name: str, image_format: str = "png") -> Path:
         """Return a picture of activation patching; `name` says which, e.g. `heads`."""

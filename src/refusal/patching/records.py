@@ -250,7 +250,7 @@ class DirectionComparison(Record):
 
 
 class PatchingComparison(Artefact):
-    """`patching/comparisons/FIRST SECOND/comparison.json`."""
+    """`patching/comparisons/FIRST/SECOND/comparison.json`."""
 
     SCHEMA = "refusal-circuits/patching-comparison/1"
     MADE_BY = PATCHING
