@@ -42,4 +42,5 @@ def _check_direction(config: Config) -> None:
 def _of_models(config: Config, name: str) -> str:
     near = difflib.get_close_matches(name, config.models, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"patching.compare: found {name!r}, which is not among models ({', '.join(config.models)}); name it there too{hint}"
+    known = ", ".join(config.models)
+    return f"patching.compare: found {name!r}, which is not among models ({known}); name it there too{hint}"
