@@ -30,6 +30,7 @@ def runs_of(model: ChatModel, pairs=PAIRS, metric: RefusalMetric = METRIC, batch
     return PairRuns(model, metric, tokens, frame, batch_size=batch_size)
 
 
+@cache
 def linear_model() -> ChatModel:
     """Return a Llama that is linear in every activation: no norms, uniform attention, MLPs that write nothing."""
     model = make_model("llama", seed=3)

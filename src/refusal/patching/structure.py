@@ -50,7 +50,7 @@ class Agreement:
     normalised: Float[np.ndarray, "category category"]
     """S_ij; nan where a ceiling is too low."""
     mean: Estimate
-    """Mean of S_ij over two different categories; bootstrap over pairs within halves."""
+    """Mean of S_ij over two different categories; bootstrap over pairs."""
 
 
 def neuron_attributions(runs: PairRuns, site: Site, n_steps: int) -> Float[np.ndarray, "pair neuron"]:
@@ -87,11 +87,11 @@ class Halves:
 
     names: tuple[str, ...]
     """Categories with enough pairs."""
-    rows: tuple[Int[np.ndarray, " pair"], ...]
+    rows: tuple[Int[np.ndarray, " _"], ...]
     """Pairs of each."""
     plain: Float[np.ndarray, "split half category pair"]
     resampled: Float[np.ndarray, "draw split half category pair"]
-    """The same with pairs drawn with replacement within each half."""
+    """The same with each category's pairs drawn with replacement, once for all splits of a draw."""
 
 
 def draw_halves(categories: Sequence[str], generator: Generator) -> Halves | None:
@@ -104,22 +104,33 @@ def draw_halves(categories: Sequence[str], generator: Generator) -> Halves | Non
     plain = np.zeros((N_SPLITS, 2, len(rows), n))
     resampled = np.zeros((N_DRAWS, N_SPLITS, 2, len(rows), n))
     for category, own in enumerate(rows.values()):
-        for split in np.ndindex(N_SPLITS):
-            _halve(plain[split][:, category], generator.permutation(own), None)
-        for split in np.ndindex(N_DRAWS, N_SPLITS):
-            _halve(resampled[split][:, category], generator.permutation(own), generator)
+        _halve(plain[:, :, category], own, np.ones(len(own)), generator)
+        for draw in range(N_DRAWS):
+            _halve(resampled[draw][:, :, category], own, _times_drawn(len(own), generator), generator)
     return Halves(tuple(rows), tuple(rows.values()), plain, resampled)
 
 
+def _times_drawn(n: int, generator: Generator) -> Float[np.ndarray, " own"]:
+    """Return how often each of n pairs is drawn with replacement; at least two different ones are."""
+    while True:
+        counts = np.bincount(generator.integers(0, n, n), minlength=n).astype(np.float64)
+        if np.count_nonzero(counts) > 1:
+            return counts
+
+
 def _halve(
-    weights: Float[np.ndarray, "half pair"], order: Int[np.ndarray, " own"], resampling: Generator | None
+    weights: Float[np.ndarray, "split half pair"],
+    rows: Int[np.ndarray, " own"],
+    counts: Float[np.ndarray, " own"],
+    generator: Generator,
 ) -> None:
-    """Write the weights of two halves of some pairs."""
-    for half in (0, 1):
-        chosen = order[half::2]
-        if resampling is not None:
-            chosen = chosen[resampling.integers(0, len(chosen), len(chosen))]
-        np.add.at(weights[half], chosen, 1 / len(chosen))
+    """Write the weights of random halves; a pair that was drawn twice is in one half twice, never in both."""
+    drawn = np.flatnonzero(counts)
+    for split in range(len(weights)):
+        order = generator.permutation(drawn)
+        for half in (0, 1):
+            chosen = order[half::2]
+            weights[split, half, rows[chosen]] = counts[chosen] / counts[chosen].sum()
 
 
 def agreement(site: Site, attributions: Float[np.ndarray, "pair neuron"], halves: Halves) -> Agreement:

@@ -16,20 +16,19 @@ PLACES = [READOUT, CONTENT, EVERYWHERE]
 
 
 def every_unit(model):
-    kinds = (SiteKind.RESIDUALS, SiteKind.ATTENTION, SiteKind.HEADS)
-    return [*(unit for kind in kinds for unit in layer_units(model, kind, PLACES)), *head_units(model, PLACES)]
+    kinds = (SiteKind.RESIDUALS, SiteKind.ATTENTION)
+    return [*(unit for kind in kinds for unit in layer_units(model, kind, PLACES)), *head_units(model, PLACES[::2])]
 
 
-@pytest.mark.parametrize("n_steps", [0, 2])
-def test_on_a_linear_net_the_estimate_is_exact(n_steps):
+@pytest.mark.parametrize(("ablation", "n_steps"), [*((each, 0) for each in Ablation), (Ablation.COUNTERFACTUAL, 1)])
+def test_on_a_linear_net_the_estimate_is_exact(ablation, n_steps):
     model = linear_model()
     runs = runs_of(model, metric=LINEAR_METRIC)
     units = every_unit(model)
     for mode in Mode:
-        for ablation in Ablation:
-            patch = Patch(mode, ablation)
-            exact, estimated = patch_units(runs, units, patch), estimate_units(runs, units, patch, n_steps)
-            np.testing.assert_allclose(estimated.patched, exact.patched, atol=2e-5)
+        patch = Patch(mode, ablation)
+        exact, estimated = patch_units(runs, units, patch), estimate_units(runs, units, patch, n_steps)
+        np.testing.assert_allclose(estimated.patched, exact.patched, atol=2e-5)
 
 
 def test_on_a_linear_net_heads_one_by_one_add_up_to_the_layer():
@@ -54,11 +53,11 @@ def test_integrated_gradients_over_heads_add_up_to_the_exact_layer(tiny_model, f
 @pytest.mark.parametrize("name", ["monolithic", "modular"])
 def test_on_planted_models_estimates_rank_heads_as_exact_patching_does(name):
     runs = planted_runs(name)
-    units = head_units(runs.model, [READOUT, EVERYWHERE])
+    units = head_units(runs.model, [READOUT])
     for mode in Mode:
         patch = Patch(mode)
         found = agreement(patch_units(runs, units, patch), estimate_units(runs, units, patch, 5))
-        assert found.n == 32
+        assert found.n == 16
         assert found.spearman >= 0.9
         assert found.pearson >= 0.9
 

@@ -105,7 +105,11 @@ def test_rows_that_hold_no_pair_are_named_with_the_reason(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("a.csv", "clean,corupted\na,b\n", "a.csv:1: found no column 'corrupted'.*did you mean corrupted by 'corupted'"),
+        (
+            "a.csv",
+            "clean,corupted\na,b\n",
+            "a.csv:1: found no column 'corrupted'.*did you mean corrupted by 'corupted'",
+        ),
         ("a.csv", "clean,corrupted\na,b,c\n", r"a.csv:2: found 3 fields under 2 columns; put texts"),
         ("a.csv", 'clean,corrupted\n"a,b\n', "a.csv:2: is no CSV"),
         ("a.csv", "", "a.csv:1: found no column 'clean'"),
@@ -122,7 +126,7 @@ def test_a_file_of_another_form_is_an_error_that_names_the_place(tmp_path, name,
 
 
 def test_a_file_that_is_missing_or_not_utf8_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="cannot be read.*check the path"):
+    with pytest.raises(InputError, match=r"cannot be read.*check the path"):
         read_pairs(tmp_path / "none.csv")
     (tmp_path / "latin.csv").write_bytes("clean,corrupted\ncaf\xe9,b\n".encode("latin-1"))
     with pytest.raises(InputError, match="is not UTF-8"):
