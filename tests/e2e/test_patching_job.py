@@ -5,16 +5,28 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from synthetic_results import MONOLITHIC, circuit, write_results
 
 from circuits.job import patching_main
+from circuits.page import html_page
+from circuits.page_data import Texts
 from circuits.patching_figures import FIGURES, figure_paths
 from circuits.patching_page import heat_style, patching_page
+from circuits.patching_stage import report_sections
+from circuits.report import build_report
 from refusal.artefacts import ResultPaths
 from refusal.patching.records import PatchingComparison, PatchingResults
+from refusal.sae.base import Provenance
+from refusal.sae.topk import TopKSae
+from refusal.schemas import CircuitNode, RefusalLabels
+from refusal.sites import Site
+from refusal.store import ActivationStore
 
 MODEL, OTHER = "planted/monolithic", "planted/modular"
 SMALL = {
@@ -150,7 +162,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_results(study, tmp
     (paths.patching(MODEL) / "patching.json").unlink()
     (paths.patching(MODEL) / "parts" / "clamp_direction.json").unlink()
     (paths.patching(MODEL) / "maps" / "heads_noise_counterfactual_exact.safetensors").write_bytes(b"half")
-    assert run(folder) == 0
+    assert run(folder, models=[MODEL], patching={"compare": []}) == 0
     assert results(folder) == wanted
 
 
@@ -189,6 +201,68 @@ def test_too_few_pairs_are_told_with_reasons_and_what_is_done_is_kept(study, tmp
     assert "at least 6 are needed" in error
     assert "Traceback" not in error
     assert results(folder) == results(study), "what was there before stays"
+
+
+def write_circuits(paths: ResultPaths, categories: list[str]) -> None:
+    """Write an SAE with five latents, the first along the refusal direction, and circuits that hold three of them."""
+    store = ActivationStore(paths.activations(MODEL))
+    labels = {label.id: label.behaviour for label in RefusalLabels.load(paths.refusal_labels(MODEL)).prompts}
+    site = Site.parse("residuals_1")
+    acts = store.readout(site, store.prompt_ids).float()
+    is_refused = torch.tensor([labels[each] == "refused" for each in store.prompt_ids])
+    direction = acts[is_refused].mean(0) - acts[~is_refused].mean(0)
+    rows = torch.randn(5, acts.shape[1], generator=torch.Generator().manual_seed(0))
+    rows[0] = direction
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    bias = -0.5 * (rows @ (acts[is_refused].mean(0) + acts[~is_refused].mean(0)))
+    tensors = {"W_enc": rows.T.contiguous(), "b_enc": bias, "W_dec": rows, "b_dec": torch.zeros(acts.shape[1])}
+    TopKSae.build(tensors, {"k": 5}, Provenance()).save(paths.sae(MODEL, site))
+    node = {"interval": (0.0, 1.0), "minimality": None, "minimality_ci": (None, None), "stability": 1.0}
+    node |= {"frequency_refused": 1.0, "frequency_complied": 0.0, "top_prompts": ()}
+    world = replace(MONOLITHIC, categories=tuple(categories))
+    for category in categories:
+        nodes = tuple(
+            CircuitNode(site=str(site), latent=number, attribution=5.0 - number, **node) for number in range(3)
+        )
+        circuit(world, category).model_copy(update={"nodes": nodes, "edges": ()}).save(paths.circuit(MODEL, category))
+
+
+def test_latents_of_circuits_are_mapped_with_their_top_prompts_and_clamped(study, tmp_path):
+    folder = tmp_path / "latents"
+    shutil.copytree(study, folder)
+    paths = ResultPaths(folder / "results")
+    write_circuits(paths, ["privacy", "violence"])
+    maps = stamps(folder)
+    assert run(folder, models=[MODEL], patching={"compare": []}) == 0
+    found = results(folder)
+    assert [each.latent for each in found.latents] == [0, 1, 2], "largest attribution first"
+    decisive, other, _ = found.latents
+    assert decisive.circuits == ("privacy", "violence")
+    assert decisive.denoise.effect.value > 0.4
+    assert decisive.noise.is_critical
+    assert abs(other.denoise.effect.value) < 0.3
+    assert decisive.n_refused == len(decisive.top_prompts) == 10
+    activations = [prompt.activation for prompt in decisive.top_prompts]
+    assert activations == sorted(activations, reverse=True)
+    assert decisive.top_prompts[0].category in {"privacy", "violence", "hate"}
+    clamped = next(each for each in found.clamping if each.what == "latents")
+    assert clamped.latents == (0, 1, 2)
+    assert clamped.doses[0].suppress.refusal.value == 1
+    assert clamped.doses[1].suppress.refusal.value < 0.5, "strength 0"
+    unchanged = stamps(folder)
+    assert all(unchanged[name] == maps[name] for name in maps if "planted__monolithic/maps/" in name)
+
+
+def test_the_report_shows_what_patching_found(study, tmp_path):
+    paths = write_results(ResultPaths(tmp_path), MONOLITHIC)
+    shutil.copytree(ResultPaths(study / "results").patching(MODEL), paths.patching(MODEL))
+    report = build_report(paths, [MODEL], {})
+    texts = {MODEL: Texts.of(None, None)}
+    page = html_page(report, texts, patching=report_sections(paths, [MODEL]))
+    assert "Where refusal is decided" in page
+    assert "Forcing and suppressing refusal" in page
+    assert page.count("<script") == 2
+    assert "Where refusal is decided" not in html_page(report, texts)
 
 
 def test_names_from_data_cannot_break_the_page(study):

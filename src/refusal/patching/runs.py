@@ -54,9 +54,9 @@ class PairBatch:
         """Return which columns of each pair a place means."""
         return torch.stack([columns(place, pair, frame, self.width) for pair in self.pairs])
 
-    def variants_that_fit(self, budget: int = TOKEN_BUDGET) -> int:
+    def variants_that_fit(self) -> int:
         """Return how many patched copies of the batch one forward pass may hold."""
-        return max(1, budget // (len(self.rows) * self.width))
+        return max(1, TOKEN_BUDGET // (len(self.rows) * self.width))
 
 
 class PairRuns:
