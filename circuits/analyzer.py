@@ -45,7 +45,12 @@ SAE_KEYS = ("sae", "seed", "activation_layers")
 CIRCUIT_KEYS = ("circuit", "sae.seeds", "seed", "categories", "activation_layers")
 COMPARE_KEYS = (*CIRCUIT_KEYS, "analysis")
 ANSWER_KEYS = ("analysis.bootstrap", "categories", "seed", "max_new_tokens", "system_prompt", "labels")
-PATCHING_KEYS = (*(f"patching.{name}" for name in PatchingConfig.model_fields if name != "compare"), *ANSWER_KEYS)
+PICTURE_KEY = "report.image_format"
+PATCHING_KEYS = (
+    *(f"patching.{name}" for name in PatchingConfig.model_fields if name != "compare"),
+    *ANSWER_KEYS,
+    PICTURE_KEY,
+)
 COMPARED_KEYS = ("compare", "n_pairs", "align", "min_gap", "modes", "kinds", "template_positions", "latex")
 PATCHING_COMPARISON_KEYS = (
     *(f"patching.{name}" for name in COMPARED_KEYS),

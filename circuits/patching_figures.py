@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from matplotlib.figure import Figure
 
@@ -38,10 +39,9 @@ def draw_patching(paths: ResultPaths, model: str, image_format: ImageFormat) -> 
     results = PatchingResults.load(paths.patching(model) / "patching.json")
     written = []
     for name, draw in FIGURES.items():
-        path = paths.patching_plot(model, name, image_format)
+        for other in get_args(ImageFormat):
+            paths.patching_plot(model, name, other).unlink(missing_ok=True)
         figure = draw(results)
-        if figure is None:
-            path.unlink(missing_ok=True)
-        else:
-            written.append(save_figure(figure, path, image_format))
+        if figure is not None:
+            written.append(save_figure(figure, paths.patching_plot(model, name, image_format), image_format))
     return written
