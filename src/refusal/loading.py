@@ -81,6 +81,11 @@ def load(name: str, device: str, dtype: str, device_map: DeviceMap = None) -> Lo
                 **arguments,
                 **spread,
             )
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"device: {name} does not fit on {chosen}, also spread with device_map: {device_map}; use dtype: bfloat16, "
+            "device: cpu, or a smaller model"
+        ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(_cannot_load(name, source, revision, error)) from error
     missing = sorted(report["missing_keys"])
@@ -151,7 +156,7 @@ def _to_device(model: Any, device: torch.device, name: str) -> Any:
         free = f", {torch.cuda.mem_get_info(device)[0] / _GIB:.1f} GiB are free" if device.type == "cuda" else ""
         raise InputError(
             f"device: {name} does not fit on {device}: its weights need {needed:.1f} GiB{free}; use dtype: bfloat16, "
-            "device: cpu, or a smaller model"
+            "device_map: auto (several GPUs), device: cpu, or a smaller model"
         ) from error
 
 
