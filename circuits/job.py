@@ -57,7 +57,8 @@ def _inference_job(arguments: argparse.Namespace) -> str:
 
 def _run(config: Config, forced: set[Stage], *, dry_run: bool) -> str:
     from circuits.analyzer import RefusalCircuitAnalyzer
-    from circuits.plan import check_before_loading, describe_plan, model_size
+    from circuits.plan import describe_plan
+    from refusal.needs import check_before_loading, model_size
     from refusal.processes import connected, this_part
 
     part = this_part()

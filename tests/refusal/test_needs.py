@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from circuits import plan
-from circuits.plan import check_before_loading, estimate
+from refusal import needs
 from refusal.config import Config, Stage
 from refusal.errors import InputError
 from refusal.model_files import ModelSize
+from refusal.needs import check_before_loading, estimate
 
 SIZE = ModelSize(n_layers=2, d_model=10, n_parameters=1000, weight_bytes=4000)
 
@@ -30,11 +30,11 @@ def folder(tmp_path):
 
 def test_sizes_follow_from_the_shapes_of_what_is_kept():
     config = Config(device="cpu", dtype="float16", sae={"d_sae": 30, "seeds": [0, 1]})
-    needs = estimate(config, SIZE, 40)
-    assert needs.n_sites == 2
-    assert needs.activations == 40 * 2 * 10 * 2
-    assert needs.saes == 2 * 2 * (2 * 30 * 10 * 4)
-    assert needs.memory > plan._LIBRARIES + 1000 * 2
+    found = estimate(config, SIZE, 40)
+    assert found.n_sites == 2
+    assert found.activations == 40 * 2 * 10 * 2
+    assert found.saes == 2 * 2 * (2 * 30 * 10 * 4)
+    assert found.memory > needs._LIBRARIES + 1000 * 2
 
 
 def test_named_sites_are_counted():
@@ -57,7 +57,7 @@ def test_sites_beyond_the_last_layer_are_told_for_every_model(folder, tmp_path):
 def test_a_disk_without_room_is_told_with_both_sizes(folder, tmp_path, monkeypatch):
     config = Config(models=(str(folder),), device="cpu", result_dir=tmp_path / "r")
     check_before_loading(config)
-    monkeypatch.setattr(plan, "free_bytes", lambda path: 1000)
+    monkeypatch.setattr(needs, "free_bytes", lambda path: 1000)
     with pytest.raises(
         InputError, match=r"is on a disk with 1 KiB free; activations and SAEs take about \d+ KiB; free"
     ):
@@ -67,10 +67,10 @@ def test_a_disk_without_room_is_told_with_both_sizes(folder, tmp_path, monkeypat
 
 def test_what_is_there_already_needs_no_room(folder, tmp_path, monkeypatch):
     config = Config(models=(str(folder),), device="cpu", result_dir=tmp_path / "r")
-    kept = plan.ResultPaths(config.result_dir).activations(str(folder))
+    kept = needs.ResultPaths(config.result_dir).activations(str(folder))
     kept.mkdir(parents=True)
     (kept / "shard").write_bytes(bytes(10**6))
-    monkeypatch.setattr(plan, "free_bytes", lambda path: 0)
+    monkeypatch.setattr(needs, "free_bytes", lambda path: 0)
     check_before_loading(config)
 
 
@@ -82,10 +82,12 @@ def test_a_model_that_is_not_there_is_told_before_anything_runs(tmp_path):
 def test_all_positions_take_more_room_but_only_a_shard_of_memory():
     config = Config(device="cpu", dtype="float16", sae={"positions": "all", "seeds": [0], "d_sae": 30})
     few, many = (estimate(config, SIZE, n_prompts) for n_prompts in (40, 10**6))
-    assert few.activations == 40 * (1 + plan.OWN_POSITIONS) * 2 * 10 * 2
+    assert few.activations == 40 * (1 + needs.OWN_POSITIONS) * 2 * 10 * 2
     readout = 10**6 * 2 * 10 * 2
     assert many.activations > 40 * readout
-    assert many.memory <= plan._LIBRARIES + readout + 2 * plan.SHARD_BYTES + plan.IN_MEMORY_BYTES + 2 * 10**6 * 10 * 4
+    assert (
+        many.memory <= needs._LIBRARIES + readout + 2 * needs.SHARD_BYTES + needs.IN_MEMORY_BYTES + 2 * 10**6 * 10 * 4
+    )
     assert (
         estimate(
             config.model_copy(update={"sae": config.sae.model_copy(update={"positions": "readout"})}), SIZE, 40
