@@ -85,6 +85,8 @@ def stages_named(text: str, flag: str) -> tuple[Stage, ...]:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    """Stop the run once: a scheduler may tell both a process and its parent, which passes it on."""
+    signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -61,20 +61,25 @@ class YamlFile:
     """Keys that stand twice."""
 
 
-def read_yaml(path: Path) -> YamlFile:
+def read_yaml(path: Path, flag: str = "--config", example: str = EXAMPLE) -> YamlFile:
     """Return what a YAML file with `key: value` lines holds; an empty file holds nothing.
+
+    Args:
+        path: The file.
+        flag: The option that names it on the command line.
+        example: A file of its kind, for messages.
 
     Raises:
         InputError: The file is missing, no UTF-8 text, no valid YAML, or no mapping.
     """
-    text = _read_text(path)
+    text = _read_text(path, flag, example)
     try:
         node = yaml.compose(text, Loader=_Loader)
         if node is None:
             return YamlFile()
         if not isinstance(node, yaml.MappingNode):
-            raise InputError(f"{path}:{_line(node)}: the file holds no `key: value` lines; see {EXAMPLE}")
-        found = _Walk(path)
+            raise InputError(f"{path}:{_line(node)}: the file holds no `key: value` lines; see {example}")
+        found = _Walk(path, example)
         found.mapping(node, ())
         if found.unusable:
             raise InputError("\n".join(found.unusable))
@@ -82,7 +87,7 @@ def read_yaml(path: Path) -> YamlFile:
     except yaml.YAMLError as error:
         raise InputError(_syntax_message(path, error)) from error
     except RecursionError as error:
-        raise InputError(f"{path}: not valid YAML: nested too deeply; see {EXAMPLE}") from error
+        raise InputError(f"{path}: not valid YAML: nested too deeply; see {example}") from error
     return YamlFile(content, found.lines, tuple(found.findings))
 
 
@@ -98,20 +103,20 @@ def read_value(text: str) -> Any:
         raise ValueError(getattr(error, "problem", None) or "cannot be read") from error
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, flag: str, example: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise InputError(f"--config {path}: no such file; give a YAML file, e.g. {EXAMPLE}{_near(path)}") from error
+        raise InputError(f"{flag} {path}: no such file; give a YAML file, e.g. {example}{_near(path)}") from error
     except UnicodeDecodeError as error:
         raise InputError(
-            f"--config {path}: not readable as UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); "
+            f"{flag} {path}: not readable as UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); "
             "save it as UTF-8"
         ) from error
     except OSError as error:
         inside = _yaml_files(path)
         hint = f"; in it are {', '.join(map(str, inside[:6]))}" if inside else ""
-        raise InputError(f"--config {path}: not readable ({error.strerror}); give a YAML file{hint}") from error
+        raise InputError(f"{flag} {path}: not readable ({error.strerror}); give a YAML file{hint}") from error
 
 
 def _near(path: Path) -> str:
@@ -144,8 +149,9 @@ def _syntax_message(path: Path, error: yaml.YAMLError) -> str:
 class _Walk:
     """Visits every key and list entry of a file once."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, example: str) -> None:
         self.path = path
+        self.example = example
         self.lines: dict[Location, int] = {}
         self.findings: list[Finding] = []
         self.unusable: list[str] = []
@@ -159,7 +165,7 @@ class _Walk:
             line = _line(key_node)
             if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                 shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
-                self.unusable.append(f"{self.path}:{line}: keys are words; found {shown}; see {EXAMPLE}")
+                self.unusable.append(f"{self.path}:{line}: keys are words; found {shown}; see {self.example}")
                 continue
             location = (*above, str(key_node.value))
             if key_node.value in seen:

@@ -50,9 +50,13 @@ def read(path: Path, overrides: Sequence[str]) -> Study:
 
 def checks(study: Study) -> list[Check]:
     """Return what is looked at for a configuration."""
-    config = study.config
+    return [*input_checks(study.config), Check("room", partial(_check_room, study))]
+
+
+def input_checks(config: Config) -> list[Check]:
+    """Return what is looked at of the files a configuration reads, which are the same on every node of a cluster."""
     models = [Check("model", partial(_check_model, name)) for name in config.models]
-    return [Check("data", partial(_check_data, config)), *models, Check("room", partial(_check_room, study))]
+    return [Check("data", partial(_check_data, config)), *models]
 
 
 def check_shipped() -> Iterator[Finding]:

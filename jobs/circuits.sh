@@ -1,0 +1,7 @@
+#!/bin/bash
+# What an array of SAE training leaves to finish, circuits, comparison: whatever --stages names.
+set -euo pipefail
+. "${REFUSAL_ROOT:-$PWD}/jobs/common.sh"
+
+REFUSAL_PROCESSES=1
+launch "$root/run_circuit_analysis.py" "$@"
