@@ -17,7 +17,8 @@ while [ $# -gt 0 ]; do
         *) folder=$1 && shift ;;
     esac
 done
-[ -n "$folder" ] || folder=${SCRATCH:?error: name a folder in scratch: bash jobs/setup.sh FOLDER}/refusal-circuits
+[ -n "$folder" ] || folder=${SCRATCH:+$SCRATCH/refusal-circuits}
+[ -n "$folder" ] || { echo "error: SCRATCH is not set; name a folder: bash jobs/setup.sh FOLDER" >&2 && exit 2; }
 mkdir -p "$folder/huggingface" "$folder/tmp"
 folder=$(cd "$folder" && pwd)
 export PIP_CACHE_DIR=$folder/pip TMPDIR=$folder/tmp PIP_DISABLE_PIP_VERSION_CHECK=1

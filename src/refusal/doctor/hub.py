@@ -130,7 +130,7 @@ def check_online(models: Sequence[tuple[str, str | None]]) -> Iterator[Finding]:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-    unreachable = _why_unreachable(constants.ENDPOINT)
+    unreachable = why_unreachable(constants.ENDPOINT)
     if unreachable is not None:
         fix = "ask on a login node, set HTTPS_PROXY if your cluster has a proxy, or leave --online away"
         yield problem("network", f"{constants.ENDPOINT} cannot be reached ({unreachable})", fix)
@@ -142,7 +142,7 @@ def check_online(models: Sequence[tuple[str, str | None]]) -> Iterator[Finding]:
         try:
             hub.whoami()
             yield ok("token", "the hub takes it")
-        except (HfHubHTTPError, OSError):
+        except HfHubHTTPError:
             yield problem("token", "the hub does not take it", "make a new one in your settings there: hf auth login")
     for source, revision in models:
         try:
@@ -155,12 +155,12 @@ def check_online(models: Sequence[tuple[str, str | None]]) -> Iterator[Finding]:
         except RepositoryNotFoundError:
             fix = "check the spelling of models in the configuration; a private one needs a token of its owner"
             yield problem("access", f"{source} is not on the hub", fix)
-        except (HfHubHTTPError, OSError) as error:
-            said = type(error).__name__
-            yield problem("access", f"the hub did not answer for {source} ({said})", "ask again later")
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            yield problem("access", f"the hub answers {status} for {source}", "ask again later")
 
 
-def _why_unreachable(endpoint: str) -> OSError | None:
+def why_unreachable(endpoint: str) -> OSError | None:
     """Return why nothing answers at an address; None where something does, or a proxy is asked instead."""
     address = urlsplit(endpoint)
     if address.scheme in getproxies() and not proxy_bypass(address.hostname or ""):

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from refusal import embedded
 from refusal.cli import read_config, run_command
 from refusal.config import Config
+from refusal.doctor.hub import why_unreachable
 from refusal.errors import InputError
 
 log = logging.getLogger(__name__)
 
 GENERAL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 """Configuration, tokenizer, chat template."""
+PATIENCE = 30
+"""Seconds that the hub may take to list a model's files."""
 _ACCESS = (
     "check the id in models; a gated model needs its licence accepted on its page and a token: hf auth login; see "
     "python -m refusal.doctor --config FILE --online"
@@ -58,15 +62,14 @@ def _get_model(name: str) -> None:
         InputError: It cannot be had.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     source, _, revision = name.partition("@")
-    try:
-        files = HfApi().list_repo_files(source, revision=revision or None)
-        weights = "*.safetensors" if any(file.endswith(".safetensors") for file in files) else "*.bin"
-        folder = snapshot_download(source, revision=revision or None, allow_patterns=[weights, *GENERAL_FILES])
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise InputError(f"models: {name}: cannot be downloaded ({_first_line(error)}); {_ACCESS}") from error
+    pinned = revision or None
+    with _told(f"models: {name}", _ACCESS):
+        listed = HfApi().model_info(source, revision=pinned, timeout=PATIENCE).siblings or []
+        has_safetensors = any(file.rfilename.endswith(".safetensors") for file in listed)
+        weights = "*.safetensors" if has_safetensors else "*.bin"
+        folder = snapshot_download(source, revision=pinned, allow_patterns=[weights, *GENERAL_FILES])
     log.info("%s: in %s", name, folder)
 
 
@@ -77,7 +80,6 @@ def _get_data(repository: str, config: Config) -> None:
         InputError: They cannot be had, or the configuration means the shipped prompts.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if config.dataset_dir == "embedded":
         raise InputError(
@@ -85,13 +87,32 @@ def _get_data(repository: str, config: Config) -> None:
             "should go to, e.g. --set dataset_dir=data/or-bench"
         )
     folder = Path(config.dataset_dir).expanduser()
-    try:
+    with _told(f"--data {repository}", "OR-Bench is bench-llm/or-bench"):
         snapshot_download(repository, repo_type="dataset", local_dir=folder, allow_patterns=["or-bench-*.csv"])
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise InputError(f"--data {repository}: cannot be downloaded ({_first_line(error)}); check the id") from error
     if not list(folder.glob("or-bench-*.csv")):
         raise InputError(f"--data {repository}: has no or-bench-*.csv; OR-Bench is bench-llm/or-bench")
     log.info("%s: in %s", repository, folder)
+
+
+@contextmanager
+def _told(what: str, advice: str) -> Iterator[None]:
+    """Turn whatever the hub's library raises (its transport's errors have no common base) into one message.
+
+    Raises:
+        InputError: What could not be downloaded, why, and what to do.
+    """
+    from huggingface_hub import constants
+
+    unreachable = why_unreachable(constants.ENDPOINT)
+    if unreachable is not None:
+        raise InputError(
+            f"{what}: {constants.ENDPOINT} cannot be reached ({unreachable}); download on a node with network, e.g. "
+            "a login node; set HTTPS_PROXY if your cluster has a proxy"
+        )
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"{what}: cannot be downloaded ({_first_line(error)}); {advice}") from error
 
 
 def _first_line(error: Exception) -> str:
