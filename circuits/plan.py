@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from circuits.analyzer import RefusalCircuitAnalyzer
+from refusal import model_files
 from refusal.artefacts import ResultPaths
 from refusal.cli import as_table
 from refusal.config import Config
-from refusal.needs import check_before_loading, estimate, model_size
+from refusal.errors import InputError
+from refusal.models import resolve
+from refusal.needs import estimate, missing_room, missing_sites, model_size
 from refusal.prompts import draw, load_prompts
 from refusal.resources import free_bytes, human_bytes
 
@@ -17,7 +20,9 @@ def describe_plan(config: Config, analyzer: RefusalCircuitAnalyzer) -> str:
     Raises:
         InputError: The data set, the categories, a model's name or a site are wrong.
     """
-    check_before_loading(config)
+    missing = missing_sites(config)
+    if missing:
+        raise InputError("\n".join(missing))
     paths = ResultPaths(config.result_dir)
     pool = load_prompts(config.dataset_dir, config.safe_subset)
     drawn = draw(pool, config.categories, config.num_samples_per_category, seed=config.seed, shuffle=config.shuffle)
@@ -29,6 +34,7 @@ def describe_plan(config: Config, analyzer: RefusalCircuitAnalyzer) -> str:
         as_table(_states(analyzer, paths)),
         "",
         as_table(_sizes(config, len(drawn.prompts))),
+        *(f"\nNOT ENOUGH ROOM HERE: {text}" for text in missing_room(config, len(drawn.prompts))),
     ]
     return "\n".join(lines)
 
@@ -52,6 +58,12 @@ def _sizes(config: Config, n_prompts: int) -> list[tuple[str, ...]]:
             rows.append((name, "?", "?", "?", "?", "not on this machine yet: sizes unknown"))
             continue
         needs = estimate(config, size, n_prompts)
-        sizes = (human_bytes(needs.activations), human_bytes(needs.saes), f"about {human_bytes(needs.memory)}")
+        is_here = model_files.model_size(*resolve(name)) is not None
+        download = "" if is_here else f", {human_bytes(size.weight_bytes)} to download"
+        sizes = (
+            human_bytes(needs.activations),
+            human_bytes(needs.saes),
+            f"about {human_bytes(needs.memory)}{download}",
+        )
         rows.append((name, f"{size.n_parameters:,}", str(needs.n_sites), *sizes))
     return rows

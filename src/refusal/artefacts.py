@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -174,6 +175,11 @@ class ResultPaths:
         return self.root / "stages" / (f"{stage}.json" if model is None else f"{stage}_{safe_name(model)}.json")
 
 
+def this_host() -> str:
+    """Return a short name of this machine, the same for all its processes."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success it is synced and takes the place of `path`, on error it goes.
@@ -183,7 +189,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: some writers derive the format from it.
-    beside = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    beside = path.with_name(f".{os.getpid()}-{this_host()}.partial.{path.name}")
     try:
         yield beside
         with beside.open("rb") as handle:

@@ -44,6 +44,11 @@ def build_parser(description: str, *, main_job: bool) -> argparse.ArgumentParser
     parser.add_argument("--result-dir", type=Path, metavar="DIR", help="override result_dir")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     parser.add_argument("-v", "--verbose", action="store_true", help="more detail")
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="do part I of N, beside the others; see --merge" if not main_job else "do part I of N of the saes stage",
+    )
     if main_job:
         stages = ",".join(Stage)
         parser.add_argument("--train-saes", action="store_true", help="the saes stage and what it needs")
@@ -53,6 +58,7 @@ def build_parser(description: str, *, main_job: bool) -> argparse.ArgumentParser
         )
     else:
         parser.add_argument("--force", action="store_true", help="redo the stage")
+        parser.add_argument("--merge", action="store_true", help="put shards together; no prompt runs")
     return parser
 
 

@@ -27,7 +27,7 @@ from pydantic_core import PydanticCustomError
 
 from refusal.config_messages import Places, describe
 from refusal.errors import InputError
-from refusal.sites import STREAM_KINDS, Site
+from refusal.sites import CAPTURED_KINDS, STREAM_KINDS, Site, SiteKind
 from refusal.yaml_file import Location, read_value, read_yaml
 
 
@@ -52,16 +52,33 @@ def _site_name(name: str) -> str:
     Raises:
         ValueError: Says what sites are called, and the nearest such name.
     """
+    return _name_of(name, STREAM_KINDS, "residuals_N, mlp_N and attention_N, e.g. residuals_3")
+
+
+def _extra_site_name(name: str) -> str:
+    """Return the name of a site that can be captured, or of a kind of sites.
+
+    Raises:
+        ValueError: Says what sites are called, and the nearest such name.
+    """
+    if name in tuple(CAPTURED_KINDS):
+        return name
+    said = "residuals_N, mlp_N, attention_N and heads_N, or a kind alone for every layer, e.g. heads"
+    return _name_of(name, CAPTURED_KINDS, said)
+
+
+def _name_of(name: str, kinds: Sequence[SiteKind], said: str) -> str:
     try:
         site = Site.parse(name)
-        if site.kind not in STREAM_KINDS:
-            raise InputError(f"{name!r} is not of the residual stream")
+        if site.kind not in kinds:
+            raise InputError(f"{name!r} is not among these kinds")
         return site.name
     except InputError as error:
         kind, _, layer = name.rpartition("_")
-        near = difflib.get_close_matches(kind, list(STREAM_KINDS), n=1)
-        hint = f"; did you mean {near[0]}_{int(layer)}?" if near and layer.isdecimal() else ""
-        raise ValueError(f"allowed are residuals_N, mlp_N and attention_N, e.g. residuals_3{hint}") from error
+        near = difflib.get_close_matches(kind or layer, list(kinds), n=1)
+        number = f"_{int(layer)}" if kind and layer.isdecimal() else ""
+        hint = f"; did you mean {near[0]}{number}?" if near and (number or not kind) else ""
+        raise ValueError(f"allowed are {said}{hint}") from error
 
 
 def _no_truth_value(value: Any) -> Any:
@@ -77,6 +94,7 @@ AutoInt = Literal["auto"] | Annotated[Int, Field(ge=1)]
 Seed = Annotated[Int, Field(ge=0, le=2**32 - 1)]
 Text = Annotated[str, Field(min_length=1)]
 SiteName = Annotated[str, AfterValidator(_site_name)]
+ExtraSiteName = Annotated[str, AfterValidator(_extra_site_name)]
 
 
 class Section(BaseModel):
@@ -100,6 +118,31 @@ def _local_path(text: str) -> Path:
     if not text:
         raise ValueError("the path is empty; write . for the folder the command runs in")
     return Path(text).expanduser()
+
+
+class CaptureConfig(Section):
+    """What is kept of the forward pass besides `activation_layers` at the readout position."""
+
+    sites: tuple[ExtraSiteName, ...] = Field(
+        default=(),
+        description="More sites to keep: residuals_N, mlp_N, attention_N, heads_N; a kind alone means every layer.",
+    )
+    positions: tuple[Literal["readout", "all", "mean"] | Annotated[Int, Field(ge=-4096, le=-1)], ...] = Field(
+        default=("readout",),
+        min_length=1,
+        description="Positions to keep: readout (always), all (of the prompt's own), mean (over these), or offsets "
+        "from the prompt's end, e.g. -3; -1 is the readout position.",
+    )
+
+    @field_validator("positions", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return value if isinstance(value, (list, tuple)) else [value]
+
+    @field_validator("positions", "sites")
+    @classmethod
+    def _once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(value))
 
 
 class LabelsConfig(Section):
@@ -270,12 +313,18 @@ class Config(Section):
     stages: tuple[Stage, ...] = Field(default=tuple(Stage), min_length=1, description="Stages to run.")
     result_dir: Path = Field(default=Path("results"), description="Where everything is written.")
     train_saes: bool = Field(default=True, description="Train SAEs in the saes stage; false: use those that are there.")
+    capture: CaptureConfig = Field(default_factory=CaptureConfig)
     labels: LabelsConfig = Field(default_factory=lambda: LabelsConfig())
     sae: SaeConfig = Field(default_factory=lambda: SaeConfig())
     circuit: CircuitConfig = Field(default_factory=CircuitConfig)
     analysis: AnalysisConfig = Field(default_factory=AnalysisConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    @property
+    def keeps_all_positions(self) -> bool:
+        """Whether inference keeps all own positions of the prompts."""
+        return self.sae.uses_all_positions or "all" in self.capture.positions
 
     @field_validator("categories", "models", "activation_layers", "stages")
     @classmethod

@@ -10,6 +10,7 @@ This module does not know architectures or chat templates: `refusal.models` does
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from refusal import embedded
 from refusal.errors import InputError
+from refusal.processes import this_part
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
@@ -149,6 +151,8 @@ def _require_model(folder: Path) -> None:
 def resolve_device(device: str) -> torch.device:
     """Return the device of a configured name; auto takes CUDA, then Apple's MPS, then the CPU.
 
+    Of several processes of one machine (torchrun) each has a CUDA device of its own, as far as there are enough.
+
     Raises:
         InputError: This machine has no such device.
     """
@@ -158,7 +162,7 @@ def resolve_device(device: str) -> torch.device:
         "cpu": True,
     }
     if device == "auto":
-        return torch.device(next(kind for kind, available in is_there.items() if available))
+        device = next(kind for kind, available in is_there.items() if available)
     chosen = torch.device(device)
     if not is_there.get(chosen.type, True):
         usable = ", ".join(kind for kind, available in is_there.items() if available)
@@ -166,7 +170,16 @@ def resolve_device(device: str) -> torch.device:
             f"device: {device} is not available here (torch {torch.__version__}); allowed are auto, {usable}; "
             "set device: auto, or install a torch that supports it"
         )
-    return chosen
+    return chosen if chosen.type != "cuda" else _own_cuda_device()
+
+
+def _own_cuda_device() -> torch.device:
+    """Return the CUDA device of this process: the current one where it is alone."""
+    local = os.environ.get("LOCAL_RANK", "")
+    if this_part().size == 1 or not local.isdecimal():
+        return torch.device("cuda")
+    # a scheduler may show each process its own device only, as number 0
+    return torch.device("cuda", int(local) % torch.cuda.device_count())
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,15 @@ from typing import Any
 
 from refusal.errors import InputError
 
+log = logging.getLogger(__name__)
+
 _DECISIVE = {".json", ".safetensors", ".model", ".jinja", ".txt", ".bin", ".tiktoken"}
 _NOT_THE_MODEL = {"planted.json"}
 """What a shipped model was trained to do: read by tests, not by the model."""
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _WIDTH = ("hidden_size", "n_embd", "d_model")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "attention_heads")
+_HEAD_WIDTH = ("v_head_dim", "head_dim")
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,9 @@ class ModelSize:
     n_parameters: int
     """Numbers in its weights."""
     weight_bytes: int
-    """Bytes of its weight files."""
+    """Bytes of its weight files; two for each parameter where only config.json is here."""
+    d_heads: int = 0
+    """Width of all heads of a block side by side; that of the residual stream if config.json does not say."""
 
 
 def model_folder(source: str, revision: str | None = None) -> Path | None:
@@ -71,12 +78,28 @@ def model_size(source: str, revision: str | None = None) -> ModelSize | None:
         return None
     content = _read_config(folder / "config.json")
     weights = [path for path in decisive_files(str(folder)) if path.suffix in {".safetensors", ".bin"}]
+    n_parameters = sum(map(_parameters, weights)) if weights else parameters_of(folder)
     return ModelSize(
         n_layers=_first_number(content, _LAYERS),
         d_model=_first_number(content, _WIDTH),
-        n_parameters=sum(_parameters(path) for path in weights),
-        weight_bytes=sum(path.stat().st_size for path in weights),
+        d_heads=_first_number(content, _HEADS) * _first_number(content, _HEAD_WIDTH) or _first_number(content, _WIDTH),
+        n_parameters=n_parameters,
+        weight_bytes=sum(path.stat().st_size for path in weights) or n_parameters * 2,
     )
+
+
+def parameters_of(folder: Path) -> int:
+    """Return the parameters of the model of a folder's config.json, built without weights; 0 if it cannot be built."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError) as error:
+        log.debug("%s: the parameters cannot be counted (%s)", folder, error)
+        return 0
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -13,14 +13,15 @@ from refusal import model_files
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, Stage
 from refusal.errors import InputError
-from refusal.inference import SHARD_BYTES
+from refusal.inference import SHARD_BYTES, SHARD_PROMPTS
+from refusal.known_sizes import known_size
 from refusal.model_files import ModelSize
 from refusal.models import resolve, resolve_device, resolve_dtype
 from refusal.prompts import CATEGORIES
 from refusal.resources import MIB, free_bytes, human_bytes
 from refusal.sae.all_positions import IN_MEMORY_BYTES
 from refusal.sae.auto import auto_d_sae, independent_rows
-from refusal.sites import Site
+from refusal.sites import CAPTURED_KINDS, STREAM_KINDS, SiteKind, expand
 
 _LIBRARIES = 512 * MIB
 """Memory of Python and torch themselves."""
@@ -33,6 +34,7 @@ class Needs:
     """What one model takes, in bytes; an estimate from the shapes of what is kept."""
 
     n_sites: int
+    """With SAEs."""
     activations: int
     """On disk."""
     saes: int
@@ -42,29 +44,41 @@ class Needs:
 
 
 def model_size(name: str) -> ModelSize | None:
-    """Return the size of a model of a configuration; None for one that would have to be downloaded.
+    """Return the size of a model of a configuration; None for one that is neither on this machine nor well known.
 
     Raises:
         InputError: There is no such model, or its files cannot be read.
     """
-    return model_files.model_size(*resolve(name))
+    source, revision = resolve(name)
+    return model_files.model_size(source, revision) or known_size(source)
 
 
 def estimate(config: Config, size: ModelSize, n_prompts: int) -> Needs:
     """Return what a model takes with `n_prompts` prompts."""
     n_sites = size.n_layers if config.activation_layers == "all" else len(config.activation_layers)
     bytes_each = resolve_dtype(config.dtype, resolve_device(config.device)).itemsize
-    n_others = n_prompts * OWN_POSITIONS if config.sae.uses_all_positions else 0
+    n_others = n_prompts * OWN_POSITIONS if config.keeps_all_positions else 0
     counted = independent_rows(n_prompts, n_prompts + n_others)
     d_sae = auto_d_sae(counted, size.d_model).value if config.sae.d_sae == "auto" else config.sae.d_sae
     n_seeds, one_sae = len(config.sae.seeds), 2 * d_sae * size.d_model * 4
-    readout, others = (rows * size.d_model * n_sites * bytes_each for rows in (n_prompts, n_others))
-    # other positions are written, and trained on, piece by piece
-    capturing = size.n_parameters * bytes_each + readout + min(2 * SHARD_BYTES, others)
+    n_places = 1 + sum(place not in ("readout", "all", -1) for place in config.capture.positions)
+    row_bytes = captured_width(config, size) * bytes_each
+    readout, others = n_prompts * n_places * row_bytes, n_others * row_bytes
+    # shards are kept, and trained on, piece by piece: one twice while it is put together, and the one before it, which
+    # is being written
+    held = min(n_prompts, 3 * SHARD_PROMPTS) * n_places * row_bytes + min(3 * SHARD_BYTES, others)
+    capturing = size.n_parameters * bytes_each + held
     # training keeps weights, gradients and two moments of each SAE of a site, and its rows in float32
     rows = 2 * n_prompts * size.d_model * 4 + min(IN_MEMORY_BYTES, n_others * size.d_model * 4)
     memory = _LIBRARIES + max(capturing, 4 * n_seeds * one_sae + rows)
     return Needs(n_sites, readout + others, n_seeds * n_sites * one_sae, memory)
+
+
+def captured_width(config: Config, size: ModelSize) -> int:
+    """Return the numbers that all captured sites have together at one position."""
+    studied = ["residuals"] if config.activation_layers == "all" else config.activation_layers
+    sites = {*expand(studied, size.n_layers), *expand(config.capture.sites, size.n_layers)}
+    return sum(size.d_heads if site.kind is SiteKind.HEADS else size.d_model for site in sites)
 
 
 def planned_prompts(config: Config) -> int:
@@ -79,28 +93,40 @@ def check_before_loading(config: Config) -> None:
     Raises:
         InputError: All that was found.
     """
-    sizes = {name: size for name in config.models if (size := model_size(name)) is not None}
-    found = [text for name, size in sizes.items() if (text := _missing_sites(config, name, size))]
-    if Stage.INFERENCE in config.stages:
-        needs = [estimate(config, size, planned_prompts(config)) for size in sizes.values()]
-        found += _missing_room(config, sum(each.activations + each.saes for each in needs))
+    found = [*missing_sites(config), *missing_room(config, planned_prompts(config))]
     if found:
         raise InputError("\n".join(found))
 
 
-def _missing_sites(config: Config, name: str, size: ModelSize) -> str:
-    named = () if config.activation_layers == "all" or not size.n_layers else config.activation_layers
-    missing = [site for site in named if Site.parse(site).layer >= size.n_layers]
-    if not missing:
+def _sizes_known(config: Config) -> dict[str, ModelSize]:
+    return {name: size for name in config.models if (size := model_size(name)) is not None}
+
+
+def missing_sites(config: Config) -> list[str]:
+    """Return what to tell of sites that models do not have."""
+    found = (_missing_sites_of(config, name, size) for name, size in _sizes_known(config).items())
+    return [text for text in found if text]
+
+
+def _missing_sites_of(config: Config, name: str, size: ModelSize) -> str:
+    if not size.n_layers:
         return ""
-    last = size.n_layers - 1
-    return (
-        f"activation_layers: {name} has no site {', '.join(map(repr, missing))}; it has residuals_0 to "
-        f"residuals_{last}, mlp_0 to mlp_{last}, attention_0 to attention_{last}"
-    )
+    studied = () if config.activation_layers == "all" else config.activation_layers
+    for key, names in (("activation_layers", studied), ("capture.sites", config.capture.sites)):
+        missing = [str(site) for site in expand(names, size.n_layers) if site.layer >= size.n_layers]
+        if missing:
+            kinds = STREAM_KINDS if key == "activation_layers" else CAPTURED_KINDS
+            ranges = ", ".join(f"{kind}_0 to {kind}_{size.n_layers - 1}" for kind in reversed(kinds))
+            return f"{key}: {name} has no site {', '.join(map(repr, missing))}; it has {ranges}"
+    return ""
 
 
-def _missing_room(config: Config, needed: int) -> list[str]:
+def missing_room(config: Config, n_prompts: int) -> list[str]:
+    """Return what to tell of a disk that is too small for what inference and SAE training keep."""
+    if Stage.INFERENCE not in config.stages:
+        return []
+    needs = [estimate(config, size, n_prompts) for size in _sizes_known(config).values()]
+    needed = sum(each.activations + each.saes for each in needs)
     paths, free = ResultPaths(config.result_dir), free_bytes(config.result_dir)
     kept = sum(_bytes_in(folder) for model in config.models for folder in (paths.activations(model), paths.saes(model)))
     if needed <= free + kept:

@@ -22,6 +22,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -64,6 +65,33 @@ class Positions:
         """Return them under their names on disk."""
         named = {f"positions/{site}": acts.contiguous() for site, acts in self.acts.items()}
         return named | {"positions/prompt": self.prompt.to(torch.int32), "positions/token": self.token.to(torch.int32)}
+
+
+At = Literal["readout", "mean"] | int
+"""Where a kept vector is from: the readout position, the mean over a prompt's own positions up to and with the readout
+position, or a position counted from the prompt's end (-2 is the one before the readout position)."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What is kept of a forward pass besides the readout position."""
+
+    offsets: tuple[int, ...] = ()
+    """Positions counted from the end of the prompt, each below -1."""
+    mean: bool = False
+    """Whether the mean over a prompt's own positions is."""
+    others: bool = False
+    """Whether each own position before the readout position is."""
+    first: int = 1
+    """The first own position: `first_own_position` of all prompts of the run."""
+
+    @property
+    def elsewhere(self) -> tuple[At, ...]:
+        """The kept vectors of which each prompt has one, besides the readout position's."""
+        return (*self.offsets, *(("mean",) if self.mean else ()))
+
+
+READOUT_ONLY = Keep()
 
 
 def first_own_position(token_ids: Sequence[Sequence[int]]) -> int:

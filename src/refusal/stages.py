@@ -182,6 +182,34 @@ class Pipeline:
         if failed:
             raise self._together(list(failed.values()))
 
+    def run_part(self, stage: Stage, work: Callable[[str], None]) -> None:
+        """Do a part of a stage for each model of which it is not up to date; no record is written, nor a manifest.
+
+        Args:
+            stage: The stage.
+            work: Does the part for a model.
+
+        Raises:
+            InputError: A unit's input is wrong.
+            ArtefactError: A unit needs another that is not up to date.
+        """
+        failed: list[InputError | ArtefactError] = []
+        for unit in self.units:
+            if unit.stage is not stage or unit.model is None:
+                continue
+            state = self.state(unit)
+            if state.is_up_to_date:
+                log.info("%s: up to date", unit.name)
+                continue
+            try:
+                self._require_needs(unit)
+                log.info("%s: running a part (%s)", unit.name, state.reason)
+                work(unit.model)
+            except (InputError, ArtefactError) as error:
+                failed.append(error)
+        if failed:
+            raise self._together(failed)
+
     def _together(self, errors: Sequence[InputError | ArtefactError]) -> InputError | ArtefactError:
         if len(self.config.models) == 1:
             return errors[0]
@@ -194,13 +222,7 @@ class Pipeline:
         if state.is_up_to_date:
             log.info("%s: up to date", unit.name)
             return
-        for needed in unit.needs:
-            found = self.state(needed)
-            if not found.is_up_to_date:
-                raise ArtefactError(
-                    f"{self.paths.root}: {unit.name} needs {needed.name}, which is not ready ({found.reason}); "
-                    f"first run: {_command(needed.stage)}"
-                )
+        self._require_needs(unit)
         log.info("%s: running (%s)", unit.name, state.reason)
         if self._is_forced(unit):
             self._discard(unit)
@@ -209,6 +231,15 @@ class Pipeline:
         write_json(self.paths.stage_record(unit.stage, unit.model), record)
         self._done.add((unit.stage, unit.model))
         log.info("%s: done in %.1f s", unit.name, record["seconds"])
+
+    def _require_needs(self, unit: Unit) -> None:
+        for needed in unit.needs:
+            found = self.state(needed)
+            if not found.is_up_to_date:
+                raise ArtefactError(
+                    f"{self.paths.root}: {unit.name} needs {needed.name}, which is not ready ({found.reason}); "
+                    f"first run: {_command(needed.stage)}"
+                )
 
     def _discard(self, unit: Unit) -> None:
         """Remove what a unit has written, so that nothing of it is taken up again."""

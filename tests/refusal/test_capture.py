@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import PROMPTS
 
-from refusal.capture import batch_size_for, capture, check_finite, in_batches
+from refusal.capture import capture, check_finite
 from refusal.errors import InputError
 from refusal.sites import Site, SiteKind
 
@@ -82,46 +82,6 @@ def test_capture_when_an_answer_ends_at_once_is_empty_and_ended(tiny_model, monk
     assert found.ended[0]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("MPS backend out of memory"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    ],
-)
-def test_batches_when_memory_runs_out_are_halved_and_nothing_is_lost(error):
-    tried = []
-
-    def run(rows):
-        tried.append(len(rows))
-        if len(rows) > 2:
-            raise error
-        return list(rows)
-
-    results, size = in_batches(9, 8, run)
-    assert [row for part in results for row in part] == list(range(9))
-    assert size == 2
-    assert tried == [8, 4, 2, 2, 2, 2, 1]
-
-
-def test_batches_when_one_prompt_does_not_fit_say_what_to_do():
-    def run(rows):
-        raise RuntimeError("out of memory")
-
-    with pytest.raises(InputError, match="single prompt"):
-        in_batches(3, 2, run)
-
-
-def test_batches_do_not_hide_other_errors():
-    def run(rows):
-        raise RuntimeError("shape mismatch")
-
-    with pytest.raises(RuntimeError, match="shape"):
-        in_batches(3, 2, run)
-
-
 def test_activations_that_are_not_finite_name_the_site_and_the_prompt(tiny_model):
     model = tiny_model("llama")
     found = capture(model, model.tokenize(PROMPTS), model.sites(), max_new_tokens=1)
@@ -136,9 +96,3 @@ def test_logits_that_are_not_finite_are_told_when_no_site_shows_it(tiny_model):
     found.first_token.logsumexp[4] = float("inf")
     with pytest.raises(InputError, match=r"1 prompts at the logits are not finite \(e.g. p4\).*dtype: float32"):
         check_finite(found, ["p0", "p1", "p2", "p3", "p4"], model)
-
-
-def test_batch_size_auto_follows_the_longest_prompt():
-    assert batch_size_for([[1] * 10], "auto") == 256
-    assert batch_size_for([[1] * 1000], "auto") == 16
-    assert batch_size_for([[1] * 1000], 3) == 3

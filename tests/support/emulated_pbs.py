@@ -1,10 +1,10 @@
 """`qsub`, `qrls` and `qdel` as OpenPBS 23.06 answered when it was asked, with jobs as local processes.
 
 What was seen on a real server: the GPU request of Torque is refused (241), -t is a directive error (1), arrays of one
-are illegal (2), unknown resources (187) and queues (170), select beside nodes (6). A job begins in $HOME with hardly any
-variables, its script is a copy in a spool, its output comes when it has ended, and a job whose condition cannot hold any
-more is deleted. The login shell here is /bin/sh. That a job cannot depend on one that has ended (153) is the server's
-documented behaviour without job history.
+are illegal (2), unknown resources (187) and queues (170), select beside nodes (6). A job begins in $HOME with hardly
+any variables, its script is a copy in a spool, its output comes when it has ended, and a job whose condition cannot
+hold any more is deleted. The login shell here is /bin/sh. That a job cannot depend on one that has ended (153) is the
+server's documented behaviour without job history.
 """
 
 from __future__ import annotations

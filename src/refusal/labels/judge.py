@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from refusal import loading
-from refusal.capture import in_batches
+from refusal.batches import Batcher, Budget
 from refusal.chat import ChatFrame
 from refusal.config import LabelsConfig
 from refusal.errors import InputError
@@ -131,7 +131,8 @@ class Judge(ABC):
             _add(kept, found)
             known.update(found)
 
-        in_batches(len(missing), AUTO_BATCH if batch_size == "auto" else int(batch_size), run)
+        batcher = Batcher(Budget(AUTO_BATCH if batch_size == "auto" else int(batch_size)))
+        batcher.run([1] * len(missing), run)
         return [known[key] for key in keys]
 
     @torch.no_grad()
