@@ -29,7 +29,7 @@ class EmulatedPbs(Queue):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+        self.environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
 
     def start(self) -> None:
         """Make the commands."""
@@ -42,8 +42,8 @@ class EmulatedPbs(Queue):
         """Return the file in the spool; see `_process`."""
         return self.folder / "spool" / f"{job.number}{'' if task is None else f'[{task}]'}.OU"
 
-    def _process(self, job, task, stop) -> int:
-        status = super()._process(job, task, stop)
+    def _process(self, job: Job, task: int | None) -> int:
+        status = super()._process(job, task)
         name = f"{job.name}.o{job.number}{'' if task is None else f'.{task}'}"
         shutil.move(self.output_path(job, task), Path(job.workdir) / name)
         return status

@@ -83,6 +83,7 @@ class Queue:
         self.statuses: dict[str, int] = {}
         """Exit status of each job's last task, once it is finished."""
         self._past: set[int] = set()
+        self._stop: Stop | None = None
 
     def install(self, module: str, commands: dict[str, str]) -> None:
         """Make the folders and the commands: name -> function of a module of tests/support."""
@@ -133,8 +134,9 @@ class Queue:
 
         Jobs that had ended when this was called the last time are left out.
         """
+        self._stop = stop
         while (job := self._next()) is not None:
-            self._run(job, stop)
+            self._run(job)
         now = [job for job in self.jobs() if job.number not in self._past]
         self._past |= {job.number for job in now if job.state != "PENDING"}
         self.statuses = {job.name: list(job.statuses.values())[-1] for job in now if job.statuses}
@@ -161,11 +163,11 @@ class Queue:
     def _went_well(self, job: Job) -> bool:
         return job.state == "ENDED" and not any(job.statuses.values())
 
-    def _run(self, job: Job, stop: Stop | None) -> None:
+    def _run(self, job: Job) -> None:
         job.state = "RUNNING"
         self.save(job)
         for task in job.tasks or [None]:
-            status = self._process(job, task, stop)
+            status = self._process(job, task)
             job = self.job(job.number)
             if job.is_requeued:
                 job.is_requeued, job.state = False, "PENDING"
@@ -177,7 +179,7 @@ class Queue:
         job.state = "ENDED"
         self.save(job)
 
-    def _process(self, job: Job, task: int | None, stop: Stop | None) -> int:
+    def _process(self, job: Job, task: int | None) -> int:
         """Run one task, send what is to be sent, and return its exit status as a shell gives it."""
         output = self.output_path(job, task)
         command = [job.script] if job.shell is None else [job.shell, job.script]
@@ -192,12 +194,13 @@ class Queue:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            is_sent = stop is None or stop.name != job.name or job.restarts > 0
             while process.poll() is None:
-                is_over = job.walltime is not None and time.monotonic() - began > job.walltime
-                if is_over or (not is_sent and stop.when()):
-                    self.send(process.pid, "TERM" if is_over else stop.signal)
-                    is_sent, job.walltime = True, None
+                if job.walltime is not None and time.monotonic() - began > job.walltime:
+                    self.send(process.pid, "TERM")
+                    job.walltime = None
+                if self._stop is not None and self._stop.name == job.name and self._stop.when():
+                    self.send(process.pid, self._stop.signal)
+                    self._stop = None
                 time.sleep(0.01)
         return 128 - process.returncode if process.returncode < 0 else process.returncode
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 from pathlib import Path
 
 from emulated_queue import Job, Queue, Refused, answering
@@ -25,7 +26,7 @@ class EmulatedSlurm(Queue):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+        self.environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
 
     def start(self) -> None:
         """Make the commands."""
@@ -36,7 +37,7 @@ class EmulatedSlurm(Queue):
 
     def send(self, pid: int, name: str) -> None:
         """Send a signal to the batch process alone, as --signal=B: asks."""
-        os.kill(pid, __import__("signal").Signals[f"SIG{name}"])
+        os.kill(pid, signal.Signals[f"SIG{name}"])
 
     def output_path(self, job: Job, task: int | None) -> Path:
         """Return the file of --output, in which %x is the name, %A and %j the number, %a the task."""
@@ -49,7 +50,7 @@ class EmulatedSlurm(Queue):
 
     def environment_of(self, job: Job, task: int | None) -> dict[str, str]:
         """Return the variables of the shell that handed the job in, and what Slurm sets."""
-        found = {**self.environment, "SLURM_JOB_ID": str(job.number), "SLURM_SUBMIT_DIR": job.workdir}
+        found = {**os.environ, **self.environment, "SLURM_JOB_ID": str(job.number), "SLURM_SUBMIT_DIR": job.workdir}
         if task is not None:
             found |= {"SLURM_ARRAY_JOB_ID": str(job.number), "SLURM_ARRAY_TASK_ID": str(task)}
         return found | ({"SLURM_RESTART_COUNT": str(job.restarts)} if job.restarts else {})

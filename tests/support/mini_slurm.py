@@ -1,7 +1,8 @@
 """A real Slurm of one node, started by a test as root on free ports, with everything it writes in one folder.
 
 The node has a pretend GPU (/dev/zero) that is really scheduled. There is no accounting, so states are read from the
-controller, which remembers jobs for ten minutes.
+controller, which remembers jobs for ten minutes. A job that is handed in again waits until its old credentials have
+expired: five seconds here, two minutes by default.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
 CredType=cred/munge
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
@@ -71,7 +72,7 @@ class MiniSlurm:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+        self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
         self.statuses: dict[str, int] = {}
         """Exit status of each job's last task, once it is finished."""
         self._past: set[str] = set()
@@ -107,16 +108,20 @@ class MiniSlurm:
 
     def stop(self) -> None:
         """End the daemons, by the ids that they left; what they would write on the way is thrown away anyhow."""
-        subprocess.run(["scancel", "--quiet", "--user=root"], env=self.environment, timeout=60, check=False)
+        self._run("scancel", "--quiet", "--user=root")
         for name in ("slurmd", "slurmctld", "munged"):
             path = self.folder / f"{name}.pid"
             if path.exists():
                 os.kill(int(path.read_text()), signal.SIGKILL)
 
     def _output(self, *command: str) -> str:
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False, timeout=60)
+        done = self._run(*command)
         assert done.returncode == 0, (command, done.stderr)
         return done.stdout
+
+    def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, **self.environment}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
     def _wait_until(self, holds, seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
