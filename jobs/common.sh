@@ -34,15 +34,16 @@ start() {
     if [ "${REFUSAL_REQUEUE:-0}" -eq 0 ] || [ -z "${SLURM_JOB_ID:-}" ]; then
         exec "$@"
     fi
-    local noticed='' status=0 child
-    trap 'noticed=yes; kill -TERM "$child" 2>/dev/null || true' USR1
-    trap 'kill -TERM "$child" 2>/dev/null || true' TERM INT
+    local noticed='' told='' status=0 code child
+    trap 'told=yes; noticed=yes; kill -TERM "$child" 2>/dev/null || true' USR1
+    trap 'told=yes; kill -TERM "$child" 2>/dev/null || true' TERM INT
     "$@" &
     child=$!
-    wait "$child" || status=$?
-    while kill -0 "$child" 2>/dev/null; do # a signal ended the waiting, not the command
-        status=0
-        wait "$child" || status=$?
+    while :; do
+        told='' code=0
+        wait "$child" || code=$?
+        [ "$code" -eq 127 ] || status=$code # 127: it was waited for already, when a signal came at its end
+        [ -n "$told" ] || break             # else a signal ended the waiting, not the command
     done
     if [ -n "$noticed" ] && [ "$status" -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$REFUSAL_REQUEUE" ]; then
         echo "stopped before the walltime; handed in again (${SLURM_RESTART_COUNT:-0} times so far)" >&2

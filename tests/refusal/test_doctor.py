@@ -7,18 +7,16 @@ import os
 import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from local_hub import TOKEN, local_hub
 
 from refusal.doctor import hub, machine, study
 from refusal.doctor.findings import Check, Level, closing_line, examine, ok, problem, warning
 
 ROOT = Path(__file__).parents[2]
-TOKEN = "hf_" + "abcdefghij" * 3
 LINE = re.compile(r"(ok|warning|problem) +(\S+) +\S.*")
 
 
@@ -105,43 +103,11 @@ def test_a_python_without_any_package_gets_a_list_and_no_traceback():
 # The hub -------------------------------------------------------------------------------------------------------------
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Answers as the hub does: one open model, one gated one, one token that counts."""
-
-    def do_GET(self):
-        known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
-        if self.path.startswith("/api/whoami"):
-            self.answer(200 if known else 401, {"name": "somebody", "type": "user"})
-        elif self.path.startswith("/api/models/open/model"):
-            self.answer(200, {"id": "open/model", "siblings": []})
-        elif self.path.startswith("/api/models/meta-llama/gated"):
-            is_public_page = self.path.endswith(("/gated", "/revision/main"))
-            self.answer(200 if is_public_page else 403, {"id": "meta-llama/gated"}, "GatedRepo")
-        else:
-            self.answer(404, {"error": "not found"}, "RepoNotFound")
-
-    def answer(self, status, content, code=""):
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        if code and status != 200:
-            self.send_header("X-Error-Code", code)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments):
-        """Keep quiet."""
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hub_address():
     """Return the address of a hub of our own."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with local_hub() as found:
+        yield found
 
 
 @pytest.mark.parametrize(("token", "takes_it"), [(TOKEN, True), (TOKEN[:-1], False)])
