@@ -34,7 +34,7 @@ start() {
     if [ "${REFUSAL_REQUEUE:-0}" -eq 0 ] || [ -z "${SLURM_JOB_ID:-}" ]; then
         exec "$@"
     fi
-    local noticed='' told='' status=0 code child
+    local noticed='' told='' status=127 code child
     trap 'told=yes; noticed=yes; kill -TERM "$child" 2>/dev/null || true' USR1
     trap 'told=yes; kill -TERM "$child" 2>/dev/null || true' TERM INT
     "$@" &

@@ -108,9 +108,10 @@ def test_a_job_is_handed_in_again_only_after_the_notice_of_its_walltime_and_not_
     assert done.stdout == "kept\n" + ("scontrol requeue 7\n" if is_requeued else "")
 
 
-def test_a_failure_is_not_handed_in_again(run):
-    done = run("saes", "exit 2", scontrol="echo requeued", REFUSAL_REQUEUE="2", SLURM_JOB_ID="7")
-    assert (done.returncode, done.stdout) == (2, "")
+@pytest.mark.parametrize("status", [0, 2, 127, 130])
+def test_a_job_that_ends_by_itself_is_not_handed_in_again(run, status):
+    done = run("saes", f"exit {status}", scontrol="echo requeued", REFUSAL_REQUEUE="2", SLURM_JOB_ID="7")
+    assert (done.returncode, done.stdout) == (status, "")
 
 
 @pytest.mark.parametrize("path", BODIES, ids=lambda path: path.name)
