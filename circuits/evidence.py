@@ -77,7 +77,8 @@ class Evidence:
     @cached_property
     def model(self) -> ChatModel:
         """The chat model."""
-        return ChatModel.load(self._model_name, device=self._config.device, dtype=self._config.dtype)
+        config = self._config
+        return ChatModel.load(self._model_name, device=config.device, dtype=config.dtype, device_map=config.device_map)
 
     @cached_property
     def texts(self) -> list[str]:

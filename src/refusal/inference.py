@@ -184,7 +184,7 @@ class Inference:
     def __init__(self, config: Config, model_name: str, paths: ResultPaths, *, is_merge: bool = False) -> None:
         self.config = config
         self.paths = paths
-        self.model = ChatModel.load(model_name, device=config.device, dtype=config.dtype)
+        self.model = ChatModel.load(model_name, device=config.device, dtype=config.dtype, device_map=config.device_map)
         self.studied = self.model.resolve_sites(config.activation_layers)
         self.sites = sorted({*self.studied, *self.model.resolve_extra_sites(config.capture.sites)})
         self.folder = paths.activations(model_name)

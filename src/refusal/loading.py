@@ -11,6 +11,9 @@ This module does not know architectures or chat templates: `refusal.models` does
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,26 +47,39 @@ class Loaded:
     """What was done differently from what the files say, in words."""
 
 
-def load(name: str, device: str, dtype: str) -> Loaded:
+DeviceMap = str | dict[str, int | str] | None
+"""How accelerate spreads a model: auto, balanced or sequential, or a device (cpu, disk, number) by path of module."""
+
+
+def load(name: str, device: str, dtype: str, device_map: DeviceMap = None) -> Loaded:
     """Return the model and tokenizer of a name.
 
     Args:
         name: `planted/NAME` (shipped), a local folder, or a hub id with an optional `@revision`.
         device: As `resolve_device` takes it.
         dtype: As `resolve_dtype` takes it.
+        device_map: How the model is spread over several devices; None: all of it is on `device`. What does not fit
+            them stays in memory or on disk, and comes to a device while its layer runs.
 
     Raises:
         InputError: No such model, or it cannot be loaded; the message says what to do.
     """
     source, revision = resolve(name)
     chosen = resolve_device(device)
+    offloaded = _offload_folder(device_map, chosen)
+    spread = {} if offloaded is None else {"device_map": device_map, "offload_folder": offloaded}
     arguments = {"revision": revision, "trust_remote_code": False}
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(source, **arguments)
             tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **arguments)
             model, report = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=resolve_dtype(dtype, chosen), output_loading_info=True, **arguments
+                source,
+                config=config,
+                dtype=resolve_dtype(dtype, chosen),
+                output_loading_info=True,
+                **arguments,
+                **spread,
             )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(_cannot_load(name, source, revision, error)) from error
@@ -75,7 +91,27 @@ def load(name: str, device: str, dtype: str) -> Loaded:
             "the whole model, or correct its config.json"
         )
     tokenizer, notice = _faithful(tokenizer, source, revision)
-    return Loaded(_to_device(model, chosen, name), tokenizer, () if notice is None else (notice,))
+    if offloaded is None:
+        model = _to_device(model, chosen, name)
+    else:
+        weakref.finalize(model, shutil.rmtree, offloaded, ignore_errors=True)
+    return Loaded(model, tokenizer, () if notice is None else (notice,))
+
+
+def _offload_folder(device_map: DeviceMap, device: torch.device) -> str | None:
+    """Return a new folder for weights that fit neither the devices nor memory; None where a model is not spread.
+
+    Raises:
+        InputError: There is nothing over which it could be spread.
+    """
+    if device_map is None:
+        return None
+    if isinstance(device_map, str) and device.type != "cuda":
+        raise InputError(
+            f"device_map: {device_map} spreads a model over CUDA devices, and it would run on {device.type} here; set "
+            "device_map: null"
+        )
+    return tempfile.mkdtemp(prefix="offloaded-weights-")
 
 
 def _cannot_load(name: str, source: str, revision: str | None, error: Exception) -> str:

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from refusal import loading, model_checks
 from refusal.chat import ChatFrame
 from refusal.errors import InputError
-from refusal.loading import resolve, resolve_device, resolve_dtype
+from refusal.loading import DeviceMap, resolve, resolve_device, resolve_dtype
 from refusal.sites import Site, SiteKind, all_sites, expand
+from refusal.weights import device_of
 
 __all__ = [
     "FAMILIES",
@@ -171,18 +172,19 @@ class ChatModel:
             self.add_notice(f"{type(model).__name__} is of no known family; taken are {self.family.name}")
 
     @classmethod
-    def load(cls, name: str, *, device: str = "auto", dtype: str = "auto") -> ChatModel:
+    def load(cls, name: str, *, device: str = "auto", dtype: str = "auto", device_map: DeviceMap = None) -> ChatModel:
         """Return a model by name.
 
         Args:
             name: `planted/NAME` (shipped), a local folder, or a hub id with an optional `@revision`.
             device: auto (CUDA, then Apple MPS, then CPU), cpu, cuda or mps.
             dtype: auto (float32 on CPU and MPS; bfloat16 on CUDA), float32, bfloat16 or float16.
+            device_map: As `loading.load` takes it; None: all of the model is on `device`.
 
         Raises:
             InputError: No such model, or it cannot be loaded; the message says what to do.
         """
-        loaded = loading.load(name, device, dtype)
+        loaded = loading.load(name, device, dtype, device_map)
         model = cls(name, loaded.model, loaded.tokenizer)
         for notice in loaded.notices:
             model.add_notice(notice)
@@ -192,7 +194,7 @@ class ChatModel:
     @property
     def device(self) -> torch.device:
         """Device of the embeddings, where token ids go."""
-        return torch.device(self.model.get_input_embeddings().weight.device)
+        return device_of(self.model.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:

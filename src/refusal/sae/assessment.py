@@ -161,7 +161,9 @@ class _Assessment:
         self, means: Sequence[tuple[Site, Float[Tensor, " d_model"]]], rebuilt: Mapping[tuple[Site, int], Tensor]
     ) -> Damages:
         """Return what putting in the means, then the reconstructions, does to the prompts."""
-        model = ChatModel.load(self.model_name, device=self.config.device, dtype=self.config.dtype)
+        model = ChatModel.load(
+            self.model_name, device=self.config.device, dtype=self.config.dtype, device_map=self.config.device_map
+        )
         outputs = ModelOutputs.load(self.paths.model_outputs(self.model_name)).outputs
         text_of = {output.id: output.prompt for output in outputs}
         openers = self.labels.openers
