@@ -3,5 +3,4 @@
 set -euo pipefail
 . "${REFUSAL_ROOT:-$PWD}/jobs/common.sh"
 
-REFUSAL_PROCESSES=1
-launch "$root/run_circuit_analysis.py" "$@"
+limited "$python" "$root/run_circuit_analysis.py" "$@"

@@ -3,5 +3,4 @@
 set -euo pipefail
 . "${REFUSAL_ROOT:-$PWD}/jobs/common.sh"
 
-REFUSAL_PROCESSES=1
-launch "$root/src/run_inference.py" "$@"
+limited "$python" "$root/src/run_inference.py" "$@"

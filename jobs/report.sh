@@ -4,5 +4,4 @@ set -euo pipefail
 . "${REFUSAL_ROOT:-$PWD}/jobs/common.sh"
 
 "$python" "$root/run_analysis.py" --results-dir "${REFUSAL_RESULTS:-results}"
-REFUSAL_PROCESSES=1
-launch "$root/run_circuit_analysis.py" "$@"
+limited "$python" "$root/run_circuit_analysis.py" "$@"

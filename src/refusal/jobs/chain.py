@@ -52,6 +52,8 @@ class Job:
     """What its body passes on to the project's command."""
     needs: JobName | None
     """The job that must have gone well before."""
+    processes: int
+    """Processes of each task, which share its work: one for each GPU, where it can be shared."""
 
     @property
     def title(self) -> str:
@@ -104,5 +106,12 @@ def chain(config: Config, resources: Resources, place: Place, flags: tuple[str, 
         )
     before = (None, *(name for name, _ in wanted))
     return [
-        Job(name, request[name], (*general, *own), needs) for (name, own), needs in zip(wanted, before, strict=False)
+        Job(name, request[name], (*general, *own), needs, _processes(config, name, request[name]))
+        for (name, own), needs in zip(wanted, before, strict=False)
     ]
+
+
+def _processes(config: Config, name: JobName, request: Request) -> int:
+    """Return as many as GPUs for work that is shared out, unless the model itself is spread over them."""
+    is_shared = name in (JobName.INFERENCE, JobName.SAES) and config.device_map is None
+    return max(1, request.gpus) if is_shared else 1

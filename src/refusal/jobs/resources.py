@@ -110,7 +110,10 @@ Positive = Annotated[Int, Field(ge=1, le=4096)]
 class Amounts(Section):
     """What a job gets; null: what the file says for all jobs."""
 
-    gpus: Count | None = Field(default=None, description="GPUs of a job; several are used by as many processes.")
+    gpus: Count | None = Field(
+        default=None,
+        description="GPUs of a job; as many processes share inference and SAEs, unless device_map is set.",
+    )
     cpus: Positive | None = Field(default=None, description="CPU cores of a job.")
     memory: Memory | None = Field(default=None, description="Memory of a job, e.g. 64GB.")
     walltime: Walltime | None = Field(default=None, description="Longest time of a job, hours:minutes:seconds.")
@@ -143,7 +146,10 @@ class JobAmounts(Section):
 class Resources(Amounts):
     """A resources file: what all jobs get, and under `jobs` what single ones do."""
 
-    gpus: Count = Field(default=1, description="GPUs of a job; several are used by as many processes.")
+    gpus: Count = Field(
+        default=1,
+        description="GPUs of a job; as many processes share inference and SAEs, unless device_map is set.",
+    )
     cpus: Positive = Field(default=8, description="CPU cores of a job.")
     memory: Memory = Field(default=64 * 1024, description="Memory of a job, e.g. 64GB.")
     walltime: Walltime = Field(default=8 * 3600, description="Longest time of a job, hours:minutes:seconds.")

@@ -23,7 +23,7 @@ def script(job: Job, resources: Resources, place: Place, dialect: Dialect) -> st
         "REFUSAL_RESULTS": str(place.results),
         "REFUSAL_PYTHON": place.python,
         "REFUSAL_SHARDS": str(job.request.shards),
-        "REFUSAL_PROCESSES": str(max(1, job.request.gpus)),
+        "REFUSAL_PROCESSES": str(job.processes),
         "REFUSAL_REQUEUE": "0" if is_local else str(resources.requeue),
         **_environment(job, resources, is_local=is_local),
     }
@@ -46,6 +46,6 @@ def _environment(job: Job, resources: Resources, *, is_local: bool) -> dict[str,
     """Return variables of others that a job on a cluster would lack or get wrong."""
     if is_local:
         return {}
-    found = {"OMP_NUM_THREADS": str(max(1, job.request.cpus // max(1, job.request.gpus)))}
+    found = {"OMP_NUM_THREADS": str(max(1, job.request.cpus // job.processes))}
     found |= {name: os.path.abspath(os.environ[name]) for name in ("HF_HOME", "HF_HUB_CACHE") if name in os.environ}
     return found | ({"HF_HUB_OFFLINE": "1"} if resources.offline else {})

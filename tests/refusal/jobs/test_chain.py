@@ -66,3 +66,10 @@ def test_a_configuration_with_nothing_to_do_is_told():
 def test_flags_of_the_command_line_go_to_every_job():
     found = chain(Config(), Resources(), PLACE, ("--set", "seed=1"))
     assert all(job.arguments[:4] == (*CONFIG, "--set", "seed=1") for job in found)
+
+
+def test_a_model_that_is_spread_over_gpus_is_one_process():
+    asked = Resources(gpus=4)
+    for device_map, processes in ((None, [4, 4, 1, 1]), ("auto", [1, 1, 1, 1])):
+        found = chain(Config(device_map=device_map), asked, PLACE)
+        assert [job.processes for job in found] == processes

@@ -151,6 +151,9 @@ def test_threads_follow_from_cores_and_processes_and_a_local_run_changes_no_envi
     assert "export HF_HUB_OFFLINE=1\n" in text
     local = script(found[JobName.SAES], resources, PLACE, Local())
     assert not any(name in local for name in ("OMP_NUM_THREADS", "HF_HOME", "HF_HUB_OFFLINE"))
+    circuits = script(found[JobName.CIRCUITS], resources, PLACE, Slurm())
+    assert "export OMP_NUM_THREADS=8\n" in circuits
+    assert "export REFUSAL_PROCESSES=1\n" in circuits
     online = script(found[JobName.SAES], Resources(offline=False), PLACE, Slurm())
     assert "HF_HUB_OFFLINE" not in online
 
