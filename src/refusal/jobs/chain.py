@@ -13,6 +13,8 @@ from refusal.config import Config, Stage
 from refusal.errors import InputError
 from refusal.jobs.resources import JobName, Request, Resources
 
+_JOBS_OF_THEIR_OWN = (Stage.INFERENCE, Stage.SAES, Stage.REPORT)
+"""All other stages are one job together."""
 PREFIX = "rc-"
 """What the names of our jobs begin with, in the scheduler's lists."""
 
@@ -87,7 +89,7 @@ def chain(config: Config, resources: Resources, place: Place, flags: tuple[str, 
     request = {name: resources.of(name) for name in JobName}
     is_shared = {name: request[name].shards > 1 for name in (JobName.INFERENCE, JobName.SAES)}
     trains = Stage.SAES in config.stages and config.train_saes
-    later = [stage for stage in (Stage.CIRCUITS, Stage.COMPARE) if stage in config.stages]
+    later = [stage for stage in Stage if stage in config.stages and stage not in _JOBS_OF_THEIR_OWN]
     finishing = [Stage.SAES] if trains and is_shared[JobName.SAES] else []
     wanted: list[tuple[JobName, tuple[str, ...]]] = []
     if Stage.INFERENCE in config.stages:

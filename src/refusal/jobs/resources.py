@@ -34,7 +34,7 @@ class JobName(StrEnum):
     SAES = "saes"
     """Sparse autoencoders; an array where there are shards."""
     CIRCUITS = "circuits"
-    """What SAE shards leave to finish, circuits and comparison."""
+    """What SAE shards leave to finish, circuits and comparison; whatever stages have no job of their own."""
     REPORT = "report"
     """Refusal metrics, figures, reports."""
 
