@@ -22,6 +22,8 @@ Location = tuple[str | int, ...]
 """Keys, and positions in lists, from the top of the file."""
 
 EXAMPLE = "configurations/quickstart.yaml"
+MAX_BYTES = 1 << 20
+"""Larger files are no configurations: a device, or data given by mistake."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -105,7 +107,11 @@ def read_value(text: str) -> Any:
 
 def _read_text(path: Path, flag: str, example: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as handle:
+            content = handle.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise InputError(f"{flag} {path}: found more than {MAX_BYTES:,} bytes; give a YAML file, e.g. {example}")
+        return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as error:
         raise InputError(f"{flag} {path}: no such file; give a YAML file, e.g. {example}{_near(path)}") from error
     except UnicodeDecodeError as error:

@@ -282,3 +282,8 @@ def test_any_text_is_a_configuration_or_one_input_error(tmp_path_factory, text):
 
 def test_defaults_written_to_a_file_load_as_the_defaults(write):
     assert load(write(yaml.safe_dump(plain(Config())))) == Config()
+
+
+def test_an_endless_file_is_refused_before_it_fills_the_memory():
+    with pytest.raises(InputError, match=r"--config /dev/zero: found more than 1,048,576 bytes; give a YAML file"):
+        load("/dev/zero")
