@@ -171,18 +171,21 @@ class ChatModel:
             self.add_notice(f"{type(model).__name__} is of no known family; taken are {self.family.name}")
 
     @classmethod
-    def load(cls, name: str, *, device: str = "auto", dtype: str = "auto") -> ChatModel:
+    def load(
+        cls, name: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+    ) -> ChatModel:
         """Return a model by name.
 
         Args:
             name: `planted/NAME` (shipped), a local folder, or a hub id with an optional `@revision`.
             device: auto (CUDA, then Apple MPS, then CPU), cpu, cuda or mps.
             dtype: auto (float32 on CPU and MPS; bfloat16 on CUDA), float32, bfloat16 or float16.
+            trust_remote_code: Whether Python code that comes with the model may run.
 
         Raises:
             InputError: No such model, or it cannot be loaded; the message says what to do.
         """
-        loaded = loading.load(name, device, dtype)
+        loaded = loading.load(name, device, dtype, trust_remote_code=trust_remote_code)
         model = cls(name, loaded.model, loaded.tokenizer)
         for notice in loaded.notices:
             model.add_notice(notice)

@@ -17,13 +17,15 @@ from pathlib import Path
 
 from refusal import embedded
 from refusal.errors import InputError
+from refusal.untrusted import file_bytes
 
 EMBEDDED = "embedded"
 """The `dataset_dir` that means the prompts that ship with the package."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 _COLUMNS = ("prompt", "category")
 _MAX_PROMPT_CHARACTERS = 10_000_000
+_MAX_FILE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,11 @@ class Row:
 
 def _decode(path: Path) -> str:
     try:
-        content = path.read_bytes()
-    except OSError as error:
+        content = file_bytes(path, _MAX_FILE_BYTES)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"{path}: cannot be read ({error.strerror}); allowed is a readable CSV file; check its kind and permissions"
+            f"{path}: cannot be read ({reason}); allowed is a readable CSV file; check its kind and permissions"
         ) from error
     try:
         return content.decode("utf-8-sig")
