@@ -25,6 +25,7 @@ EMBEDDED = "embedded"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 _COLUMNS = ("prompt", "category")
 _MAX_PROMPT_CHARACTERS = 10_000_000
+_MAX_CATEGORY_CHARACTERS = 200
 _MAX_FILE_BYTES = 1 << 30
 
 
@@ -91,6 +92,7 @@ def read_csv(path: Path) -> list[Row]:
         for fields in reader:
             if fields:
                 padded = _fields(fields, len(header), f"{path}:{line}")
+                _check_category(padded[at_category], f"{path}:{line}")
                 rows.append(Row(padded[at_prompt], padded[at_category]))
             line = reader.line_num + 1
     except csv.Error as error:
@@ -111,6 +113,14 @@ def _fields(fields: list[str], n_columns: int, where: str) -> list[str]:
             'prompts that hold commas or line breaks as "..."'
         )
     return [*fields, *[""] * (n_columns - len(fields))]
+
+
+def _check_category(category: str, where: str) -> None:
+    if len(category) > _MAX_CATEGORY_CHARACTERS:
+        raise InputError(
+            f"{where}: found a category of {len(category)} characters, {category[:40]!r}...; allowed are at most "
+            f"{_MAX_CATEGORY_CHARACTERS}; are the columns in the order of the header?"
+        )
 
 
 def read_hub(name: str, subset: str) -> list[Row] | None:

@@ -70,7 +70,9 @@ def check_links(root: Path) -> None:
     home = root.resolve()
     folders = [root]
     while folders:
-        for entry in os.scandir(folders.pop()):
+        with os.scandir(folders.pop()) as found:
+            entries = list(found)
+        for entry in entries:
             if entry.is_symlink() and entry.is_dir() and not Path(entry.path).resolve().is_relative_to(home):
                 raise InputError(
                     f"result_dir: {entry.path} is a link to {os.path.realpath(entry.path)}, outside of {root}, where a "

@@ -2,8 +2,8 @@
 
 A spreadsheet takes a cell for a formula, and may run it, that begins with `=`, `+`, `-` or `@` (in full width too), a
 tab, a carriage return or a line feed. Such text gets an apostrophe in front, which says "text" there; so does text that
-begins with an apostrophe before one of these, so that `cell_text` gives back what there was. Numbers stay numbers. NULs,
-which no CSV reader takes, become U+FFFD; that alone is not undone.
+begins with an apostrophe before one of these, so that `cell_text` gives back what there was. Numbers stay numbers.
+NULs, which no CSV reader takes, become U+FFFD; that alone is not undone.
 
 Source: OWASP, CSV Injection.
 """

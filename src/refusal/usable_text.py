@@ -47,7 +47,7 @@ def whole_characters(text: str) -> str:
         ValueError: It holds half a character, which no file can hold.
     """
     if any(unicodedata.category(letter) == "Cs" for letter in text):
-        raise ValueError("it holds half a character (a surrogate), which UTF-8 has not; write the whole one")
+        raise ValueError("it holds half a character (a surrogate); write the whole one")
     return text
 
 
