@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -187,7 +187,11 @@ HOSTILE_NAMES = (
 )
 
 
-@pytest.mark.parametrize("make", [safe_name, safe_category])
+def circuit_name(category):
+    return ResultPaths(Path("r")).circuit("m", category).name
+
+
+@pytest.mark.parametrize("make", [safe_name, circuit_name])
 def test_hostile_names_give_plain_files_of_their_own_in_the_folder(make, tmp_path):
     files = [make(name) for name in HOSTILE_NAMES]
     assert len({file.casefold() for file in files}) == len(files)
@@ -198,14 +202,13 @@ def test_hostile_names_give_plain_files_of_their_own_in_the_folder(make, tmp_pat
 
 
 def check_plain(file):
-    assert re.fullmatch(r"[A-Za-z0-9._%-]+", file), file
-    assert not file.startswith(".") or file.strip(".")
+    assert re.fullmatch(r"[A-Za-z0-9_%-](?:[A-Za-z0-9._%-]*[A-Za-z0-9_%-])?", file), file
     assert len(file) <= LONGEST_NAME
 
 
 @given(one=ANY_TEXT, other=ANY_TEXT)
 def test_two_names_never_share_a_file(one, other):
-    for make in (safe_name, safe_category):
+    for make in (safe_name, circuit_name):
         check_plain(make(one))
         assert (make(one) == make(other)) == (one == other)
     if one and "%-" not in safe_name(one) and not re.search("[\ud800-\udfff]", one):
@@ -274,7 +277,7 @@ def test_names_that_no_file_can_have_are_told_by_the_configuration(tmp_path, key
             "a: &a {k: 1}\n" + "".join(f"b{n}: &b{n} {{<<: [{','.join(['*a'] * 99)}]}}\n" for n in range(99)),
             "10000 entries",
         ),
-        ("a: " + "[" * 2000, "nested too deeply"),
+        ("a: " + "[" * 500, "nested too deeply"),
         ("#" * (2 << 20), "more than 1048576 bytes"),
     ],
 )
@@ -407,7 +410,7 @@ def npy(shape, data=b""):
 @pytest.mark.parametrize(
     "entries",
     [
-        {"a.npy": npy((1 << 26,), bytes(1 << 28))},
+        {"a.npy": npy((1 << 24,), bytes(1 << 26))},
         {f"{n}.npy": npy((1 << 18,), bytes(1 << 20)) for n in range(99)},
         {"a.npy": npy((1 << 40,), bytes(64))},
         {"a.npy": npy((1 << 40, 1 << 40), bytes(64))},
@@ -517,6 +520,7 @@ def test_a_folder_that_is_a_link_to_elsewhere_is_told_and_left_alone(tmp_path):
 # Checksums of JSON ----------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=40)
 @given(
     content=st.dictionaries(
         st.text(st.characters(codec="utf-8"), max_size=5), st.floats() | st.integers() | st.booleans()
