@@ -119,7 +119,7 @@ class Selector:
 
     def __call__(self, value: Float[Tensor, "batch pos width"]) -> _Kept:
         """Return a copy of what is kept."""
-        one_each = value[:, self._columns]
+        one_each = value[:, self._columns] if self._keep.offsets else value[:, -1:].clone()
         if self._keep.mean:
             own = self._own.to(value.device)[..., None]
             # padding may hold values that are not finite: zeros would not take them out of a product
