@@ -110,7 +110,8 @@ def _shard(arguments: argparse.Namespace, *, is_forced: bool) -> Part | None:
 
 def _run(job: _Job) -> str:
     from circuits.analyzer import RefusalCircuitAnalyzer
-    from circuits.plan import check_before_loading, describe_plan, model_size
+    from circuits.plan import describe_plan
+    from refusal.needs import check_before_loading, model_size
     from refusal.processes import connected, this_part
 
     config, part = job.config, this_part()

@@ -15,11 +15,9 @@ from typing import TypeVar
 import torch
 
 from refusal.errors import InputError
+from refusal.resources import is_out_of_memory
 
 log = logging.getLogger(__name__)
-
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
-"""What torch says on CUDA and MPS, on the CPU, and in cuBLAS when memory runs out (lower case)."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class Batcher:
             try:
                 results.append(run(rows))
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if len(rows) == 1:
                     raise InputError(
@@ -147,8 +145,3 @@ class Batcher:
         log.warning("memory ran out with %d prompts of up to %d tokens: batches halved", n_prompts, longest)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or any(phrase in said for phrase in OUT_OF_MEMORY)

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import (
     AfterValidator,
@@ -29,6 +29,7 @@ from pydantic_core import PydanticCustomError
 from refusal.config_messages import Places, describe
 from refusal.errors import InputError
 from refusal.sites import CAPTURED_KINDS, STREAM_KINDS, Site, SiteKind
+from refusal.usable_text import check_told_apart, local_path, usable_name, whole_characters
 from refusal.yaml_file import Location, read_value, read_yaml
 
 
@@ -93,7 +94,8 @@ Int = Annotated[int, BeforeValidator(_no_truth_value)]
 Number = Annotated[float, BeforeValidator(_no_truth_value)]
 AutoInt = Literal["auto"] | Annotated[Int, Field(ge=1)]
 Seed = Annotated[Int, Field(ge=0, le=2**32 - 1)]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(usable_name)]
+Prose = Annotated[str, AfterValidator(whole_characters)]
 SiteName = Annotated[str, AfterValidator(_site_name)]
 ExtraSiteName = Annotated[str, AfterValidator(_extra_site_name)]
 
@@ -108,17 +110,6 @@ class Section(BaseModel):
     def _empty_is_default(cls, value: Any) -> Any:
         """Take a section of which every key is commented out as an empty one."""
         return {} if value is None else value
-
-
-def _local_path(text: str) -> Path:
-    """Return a path with `~` resolved.
-
-    Raises:
-        ValueError: The text is empty: it would mean the folder the command runs in.
-    """
-    if not text:
-        raise ValueError("the path is empty; write . for the folder the command runs in")
-    return Path(text).expanduser()
 
 
 class CaptureConfig(Section):
@@ -225,7 +216,7 @@ class SaeConfig(Section):
     @field_validator("pretrained")
     @classmethod
     def _folder(cls, folder: str | None) -> str | None:
-        return folder if folder is None or folder.startswith("hf://") else str(_local_path(folder))
+        return folder if folder is None or folder.startswith("hf://") else str(local_path(folder))
 
     @model_validator(mode="after")
     def _fits(self) -> SaeConfig:
@@ -282,15 +273,13 @@ class TrackingConfig(Section):
     wandb: Annotated[Literal["off", "offline", "online"], BeforeValidator(_off_is_a_word)] = Field(
         default="off", description="Weights & Biases: off, offline (sync later) or online."
     )
-    project: str = Field(default="refusal-circuits", min_length=1, description="Project name.")
+    project: Text = Field(default="refusal-circuits", description="Project name.")
 
 
 class Config(Section):
     """Everything a run depends on."""
 
-    dataset_dir: str = Field(
-        default="embedded", min_length=1, description="embedded, a folder of OR-Bench CSVs, or a hub id."
-    )
+    dataset_dir: Text = Field(default="embedded", description="embedded, a folder of OR-Bench CSVs, or a hub id.")
     categories: Literal["all"] | tuple[Text, ...] = Field(default="all", description="all, or a list of categories.")
     num_samples_per_category: Int = Field(default=100, ge=2, description="Prompts per category, half safe, half toxic.")
     safe_subset: Literal["80k", "hard-1k", "both"] = Field(
@@ -309,9 +298,13 @@ class Config(Section):
         description="Spread a model over all CUDA devices (accelerate), when it does not fit one; null: on one device.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="Precision of models.")
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Run Python code that comes with a model, with your rights; only for code that you have read.",
+    )
     batch_size: AutoInt = Field(default="auto", description="Prompts per batch; halves itself when memory runs out.")
     max_new_tokens: Int = Field(default=32, ge=1, le=4096, description="Longest response, in tokens.")
-    system_prompt: str | None = Field(default=None, description="System prompt; null: none.")
+    system_prompt: Prose | None = Field(default=None, description="System prompt; null: none.")
     activation_layers: Literal["all"] | tuple[SiteName, ...] = Field(
         default="all", description="all (every residuals_N) or sites."
     )
@@ -342,10 +335,25 @@ class Config(Section):
                 raise ValueError(f"{str(twice[0])!r} is listed twice")
         return value
 
+    @field_validator("models")
+    @classmethod
+    def _told_apart(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse names that differ in case only: on some file systems their results would be one."""
+        check_told_apart(models)
+        return models
+
+    @field_validator("dataset_dir", "models")
+    @classmethod
+    def _has_a_home(cls, value: Any) -> Any:
+        for name in value if isinstance(value, tuple) else (value,):
+            if name.startswith("~"):
+                local_path(name)
+        return value
+
     @field_validator("result_dir")
     @classmethod
     def _folder(cls, folder: Path) -> Path:
-        return _local_path(str(folder) if folder.parts else "")
+        return local_path(str(folder) if folder.parts else "")
 
     @field_validator("device_map")
     @classmethod
@@ -411,6 +419,25 @@ def _override(content: dict[str, Any], override: str) -> Location:
             raise InputError(f"--set {override}: {section} is no section; it has no key {keys[-1]}")
     content[keys[-1]] = value
     return keys
+
+
+class LoadingOptions(TypedDict):
+    """How models are loaded."""
+
+    device: str
+    dtype: str
+    device_map: str | None
+    trust_remote_code: bool
+
+
+def how_to_load(config: Config) -> LoadingOptions:
+    """Return what of a configuration says how models are loaded."""
+    return LoadingOptions(
+        device=config.device,
+        dtype=config.dtype,
+        device_map=config.device_map,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """From a model's name to its weights and tokenizer: where it lies, what is missing, which device and dtype.
 
 1. the name is resolved, and a folder is searched for what a model needs, before anything loads;
-2. configuration, tokenizer and weights load, without code of the model's own (`trust_remote_code` is off);
+2. configuration, tokenizer and weights load, without code of the model's own unless `trust_remote_code` is on, and
+   without memory for weights that are not there;
 3. what transformers only warns about is an error here: weights that the checkpoint lacks would be random numbers;
 4. the tokenizer is compared with the file it was read from.
 
@@ -10,6 +11,7 @@ This module does not know architectures or chat templates: `refusal.models` does
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -22,14 +24,17 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from refusal import embedded
 from refusal.errors import InputError
+from refusal.model_files import check_parts
 from refusal.processes import this_part
+from refusal.untrusted import first_line
+
+log = logging.getLogger(__name__)
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
@@ -51,7 +56,9 @@ DeviceMap = str | dict[str, int | str] | None
 """How accelerate spreads a model: auto, balanced or sequential, or a device (cpu, disk, number) by path of module."""
 
 
-def load(name: str, device: str, dtype: str, device_map: DeviceMap = None) -> Loaded:
+def load(
+    name: str, device: str, dtype: str, device_map: DeviceMap = None, *, trust_remote_code: bool = False
+) -> Loaded:
     """Return the model and tokenizer of a name.
 
     Args:
@@ -60,6 +67,7 @@ def load(name: str, device: str, dtype: str, device_map: DeviceMap = None) -> Lo
         dtype: As `resolve_dtype` takes it.
         device_map: How the model is spread over several devices; None: all of it is on `device`. What does not fit
             them stays in memory or on disk, and comes to a device while its layer runs.
+        trust_remote_code: Whether Python code that comes with the model may run.
 
     Raises:
         InputError: No such model, or it cannot be loaded; the message says what to do.
@@ -68,7 +76,11 @@ def load(name: str, device: str, dtype: str, device_map: DeviceMap = None) -> Lo
     chosen = resolve_device(device)
     offloaded = _offload_folder(device_map, chosen)
     spread = {} if offloaded is None else {"device_map": device_map, "offload_folder": offloaded}
-    arguments = {"revision": revision, "trust_remote_code": False}
+    arguments = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if trust_remote_code:
+        log.warning("%s: trust_remote_code is true: Python code that comes with this model runs with your rights", name)
+    else:
+        check_parts(source, revision)
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(source, **arguments)
@@ -86,7 +98,8 @@ def load(name: str, device: str, dtype: str, device_map: DeviceMap = None) -> Lo
             f"device: {name} does not fit on {chosen}, also spread with device_map: {device_map}; use dtype: bfloat16, "
             "device: cpu, or a smaller model"
         ) from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
+        log.debug("%s: cannot be loaded", name, exc_info=True)  # whatever the libraries raise on a stranger's files
         raise InputError(_cannot_load(name, source, revision, error)) from error
     missing = sorted(report["missing_keys"])
     if missing:
@@ -95,7 +108,11 @@ def load(name: str, device: str, dtype: str, device_map: DeviceMap = None) -> Lo
             f"{missing[0]}), which would be random numbers; all weights that config.json asks for must be there; get "
             "the whole model, or correct its config.json"
         )
-    tokenizer, notice = _faithful(tokenizer, source, revision)
+    try:
+        tokenizer, notice = _faithful(tokenizer, source, revision)
+    except Exception as error:
+        log.debug("%s: cannot be loaded", name, exc_info=True)  # as above
+        raise InputError(_cannot_load(name, source, revision, error)) from error
     if offloaded is None:
         model = _to_device(model, chosen, name)
     else:
@@ -120,9 +137,13 @@ def _offload_folder(device_map: DeviceMap, device: torch.device) -> str | None:
 
 
 def _cannot_load(name: str, source: str, revision: str | None, error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    found = lines[0].rstrip(".") if lines else type(error).__name__
-    if Path(source).exists():
+    found = first_line(error).rstrip(".")
+    if "trust_remote_code" in str(error):
+        advice = (
+            "it comes with Python code of its own, which is not run; read the code, and if you trust it set "
+            "trust_remote_code: true; or take a model that transformers knows"
+        )
+    elif Path(source).exists():
         advice = "a folder needs config.json, *.safetensors and a tokenizer that fit together; get the whole model anew"
     else:
         pinned = "" if revision is None else f" --revision {revision}"

@@ -172,7 +172,15 @@ class ChatModel:
             self.add_notice(f"{type(model).__name__} is of no known family; taken are {self.family.name}")
 
     @classmethod
-    def load(cls, name: str, *, device: str = "auto", dtype: str = "auto", device_map: DeviceMap = None) -> ChatModel:
+    def load(
+        cls,
+        name: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        device_map: DeviceMap = None,
+        trust_remote_code: bool = False,
+    ) -> ChatModel:
         """Return a model by name.
 
         Args:
@@ -180,11 +188,12 @@ class ChatModel:
             device: auto (CUDA, then Apple MPS, then CPU), cpu, cuda or mps.
             dtype: auto (float32 on CPU and MPS; bfloat16 on CUDA), float32, bfloat16 or float16.
             device_map: As `loading.load` takes it; None: all of the model is on `device`.
+            trust_remote_code: Whether Python code that comes with the model may run.
 
         Raises:
             InputError: No such model, or it cannot be loaded; the message says what to do.
         """
-        loaded = loading.load(name, device, dtype, device_map)
+        loaded = loading.load(name, device, dtype, device_map, trust_remote_code=trust_remote_code)
         model = cls(name, loaded.model, loaded.tokenizer)
         for notice in loaded.notices:
             model.add_notice(notice)
