@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -292,6 +293,10 @@ class Config(Section):
         description="planted/NAME, a folder or a hub id.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="Where models run.")
+    device_map: Literal["auto", "balanced", "sequential"] | None = Field(
+        default=None,
+        description="Spread a model over all CUDA devices (accelerate), when it does not fit one; null: on one device.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="Precision of models.")
     trust_remote_code: bool = Field(
         default=False,
@@ -349,6 +354,16 @@ class Config(Section):
     @classmethod
     def _folder(cls, folder: Path) -> Path:
         return local_path(str(folder) if folder.parts else "")
+
+    @field_validator("device_map")
+    @classmethod
+    def _has_devices(cls, device_map: str | None, info: ValidationInfo) -> str | None:
+        device = info.data.get("device")
+        if device_map is not None and device in ("cpu", "mps"):
+            raise ValueError(
+                f"it spreads a model over CUDA devices, and device is {device}; set device: cuda, or device_map: null"
+            )
+        return device_map
 
     @field_validator("num_samples_per_category")
     @classmethod
@@ -411,12 +426,18 @@ class LoadingOptions(TypedDict):
 
     device: str
     dtype: str
+    device_map: str | None
     trust_remote_code: bool
 
 
 def how_to_load(config: Config) -> LoadingOptions:
     """Return what of a configuration says how models are loaded."""
-    return LoadingOptions(device=config.device, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
+    return LoadingOptions(
+        device=config.device,
+        dtype=config.dtype,
+        device_map=config.device_map,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,13 +52,21 @@ class Loaded:
     """What was done differently from what the files say, in words."""
 
 
-def load(name: str, device: str, dtype: str, *, trust_remote_code: bool = False) -> Loaded:
+DeviceMap = str | dict[str, int | str] | None
+"""How accelerate spreads a model: auto, balanced or sequential, or a device (cpu, disk, number) by path of module."""
+
+
+def load(
+    name: str, device: str, dtype: str, device_map: DeviceMap = None, *, trust_remote_code: bool = False
+) -> Loaded:
     """Return the model and tokenizer of a name.
 
     Args:
         name: `planted/NAME` (shipped), a local folder, or a hub id with an optional `@revision`.
         device: As `resolve_device` takes it.
         dtype: As `resolve_dtype` takes it.
+        device_map: How the model is spread over several devices; None: all of it is on `device`. What does not fit
+            them stays in memory or on disk, and comes to a device while its layer runs.
         trust_remote_code: Whether Python code that comes with the model may run.
 
     Raises:
@@ -63,6 +74,8 @@ def load(name: str, device: str, dtype: str, *, trust_remote_code: bool = False)
     """
     source, revision = resolve(name)
     chosen = resolve_device(device)
+    offloaded = _offload_folder(device_map, chosen)
+    spread = {} if offloaded is None else {"device_map": device_map, "offload_folder": offloaded}
     arguments = {"revision": revision, "trust_remote_code": trust_remote_code}
     if trust_remote_code:
         log.warning("%s: trust_remote_code is true: Python code that comes with this model runs with your rights", name)
@@ -73,8 +86,18 @@ def load(name: str, device: str, dtype: str, *, trust_remote_code: bool = False)
             config = AutoConfig.from_pretrained(source, **arguments)
             tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **arguments)
             model, report = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=resolve_dtype(dtype, chosen), output_loading_info=True, **arguments
+                source,
+                config=config,
+                dtype=resolve_dtype(dtype, chosen),
+                output_loading_info=True,
+                **arguments,
+                **spread,
             )
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"device: {name} does not fit on {chosen}, also spread with device_map: {device_map}; use dtype: bfloat16, "
+            "device: cpu, or a smaller model"
+        ) from error
     except Exception as error:
         log.debug("%s: cannot be loaded", name, exc_info=True)  # whatever the libraries raise on a stranger's files
         raise InputError(_cannot_load(name, source, revision, error)) from error
@@ -90,7 +113,27 @@ def load(name: str, device: str, dtype: str, *, trust_remote_code: bool = False)
     except Exception as error:
         log.debug("%s: cannot be loaded", name, exc_info=True)  # as above
         raise InputError(_cannot_load(name, source, revision, error)) from error
-    return Loaded(_to_device(model, chosen, name), tokenizer, () if notice is None else (notice,))
+    if offloaded is None:
+        model = _to_device(model, chosen, name)
+    else:
+        weakref.finalize(model, shutil.rmtree, offloaded, ignore_errors=True)
+    return Loaded(model, tokenizer, () if notice is None else (notice,))
+
+
+def _offload_folder(device_map: DeviceMap, device: torch.device) -> str | None:
+    """Return a new folder for weights that fit neither the devices nor memory; None where a model is not spread.
+
+    Raises:
+        InputError: There is nothing over which it could be spread.
+    """
+    if device_map is None:
+        return None
+    if isinstance(device_map, str) and device.type != "cuda":
+        raise InputError(
+            f"device_map: {device_map} spreads a model over CUDA devices, and it would run on {device.type} here; set "
+            "device_map: null"
+        )
+    return tempfile.mkdtemp(prefix="offloaded-weights-")
 
 
 def _cannot_load(name: str, source: str, revision: str | None, error: Exception) -> str:
@@ -134,7 +177,7 @@ def _to_device(model: Any, device: torch.device, name: str) -> Any:
         free = f", {torch.cuda.mem_get_info(device)[0] / _GIB:.1f} GiB are free" if device.type == "cuda" else ""
         raise InputError(
             f"device: {name} does not fit on {device}: its weights need {needed:.1f} GiB{free}; use dtype: bfloat16, "
-            "device: cpu, or a smaller model"
+            "device_map: auto (several GPUs), device: cpu, or a smaller model"
         ) from error
 
 

@@ -24,9 +24,11 @@ from torch import Tensor, nn
 from refusal import loading, model_checks
 from refusal.chat import ChatFrame
 from refusal.errors import InputError, RefusalError
-from refusal.loading import resolve, resolve_device, resolve_dtype
+from refusal.loading import DeviceMap, resolve, resolve_device, resolve_dtype
+from refusal.resources import is_out_of_memory
 from refusal.sites import Site, SiteKind, all_sites, expand
 from refusal.untrusted import first_line
+from refusal.weights import device_of
 
 __all__ = [
     "FAMILIES",
@@ -173,7 +175,13 @@ class ChatModel:
 
     @classmethod
     def load(
-        cls, name: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+        cls,
+        name: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        device_map: DeviceMap = None,
+        trust_remote_code: bool = False,
     ) -> ChatModel:
         """Return a model by name.
 
@@ -181,12 +189,13 @@ class ChatModel:
             name: `planted/NAME` (shipped), a local folder, or a hub id with an optional `@revision`.
             device: auto (CUDA, then Apple MPS, then CPU), cpu, cuda or mps.
             dtype: auto (float32 on CPU and MPS; bfloat16 on CUDA), float32, bfloat16 or float16.
+            device_map: As `loading.load` takes it; None: all of the model is on `device`.
             trust_remote_code: Whether Python code that comes with the model may run.
 
         Raises:
             InputError: No such model, or it cannot be loaded; the message says what to do.
         """
-        loaded = loading.load(name, device, dtype, trust_remote_code=trust_remote_code)
+        loaded = loading.load(name, device, dtype, device_map, trust_remote_code=trust_remote_code)
         try:
             model = cls(name, loaded.model, loaded.tokenizer)
             for notice in loaded.notices:
@@ -197,6 +206,8 @@ class ChatModel:
         except RefusalError:
             raise
         except Exception as error:  # what comes of settings that the libraries took unchecked
+            if is_out_of_memory(error):
+                raise
             log.debug("%s: cannot be used", name, exc_info=True)
             raise InputError(
                 f"models: {name}: its files do not fit together ({type(error).__name__}: {first_line(error)}); get the "
@@ -207,7 +218,7 @@ class ChatModel:
     @property
     def device(self) -> torch.device:
         """Device of the embeddings, where token ids go."""
-        return torch.device(self.model.get_input_embeddings().weight.device)
+        return device_of(self.model.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:

@@ -139,8 +139,10 @@ def normalise_category(name: str) -> str:
     >>> normalise_category(" Self_Harm "), normalise_category("self  harm")
     ('self-harm', 'self-harm')
     """
-    spaced = re.sub(r"[\s_-]+", "-", name.strip().lower())
-    return "".join(letter for letter in spaced if unicodedata.category(letter) not in ("Cc", "Cf", "Cs")).strip("-")
+    # white space first: tabs and line breaks are control characters too
+    spaced = re.sub(r"\s", "-", name.lower())
+    shown = "".join(letter for letter in spaced if unicodedata.category(letter) not in ("Cc", "Cf", "Cs"))
+    return re.sub(r"[_-]+", "-", shown).strip("-")
 
 
 def prompt_id(source: PromptSource, category: str, text: str) -> str:

@@ -406,11 +406,13 @@ class ActivationStore:
 
     def first_token(self) -> TopLogits:
         """Return the largest first-token logits of all prompts."""
-        parts = []
-        for _, handle in self._shards():
+        return TopLogits.cat([top for _, top in self.iter_first_token()])
+
+    def iter_first_token(self) -> Iterator[tuple[list[str], TopLogits]]:
+        """Yield the prompt ids and the largest first-token logits of one shard after another."""
+        for prompt_ids, handle in self._shards():
             ids, logits, total = (handle.get_tensor(f"first_token/{key}") for key in ("ids", "logits", "logsumexp"))
-            parts.append(TopLogits(ids.long(), logits, total))
-        return TopLogits.cat(parts)
+            yield prompt_ids, TopLogits(ids.long(), logits, total)
 
     def answers(self) -> list[Answer]:
         """Return what the model answered, in the order of `prompt_ids`."""

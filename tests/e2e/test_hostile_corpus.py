@@ -10,7 +10,6 @@ import json
 import shutil
 import signal
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from types import SimpleNamespace
 
 import hostile_corpus
@@ -23,7 +22,6 @@ from circuits.job import inference_main, main
 from refusal import behaviour_plots
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, plain
-from refusal.embedded import data_dir
 
 MODEL = "planted/monolithic"
 SECONDS = 30
@@ -222,7 +220,10 @@ def test_labels_by_people(yard, seeds, inferred, monkeypatch):
             for name, suffix, content in hostile_corpus.label_files(ids, seed, 15):
                 file = yard.root / "in" / f"labels{suffix}"
                 file.write_bytes(content)
-                yield f"{seed} {suffix} {name}", yard.run(run_analysis.main, ["--results-dir", "results", "--labels", str(file)])
+                yield (
+                    f"{seed} {suffix} {name}",
+                    yard.run(run_analysis.main, ["--results-dir", "results", "--labels", str(file)]),
+                )
 
     survive(cases(), 70)
 

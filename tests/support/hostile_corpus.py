@@ -19,26 +19,100 @@ import numpy as np
 
 VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 1, 2**31, 2**63, 10**60, 1e308, -0.5, "", " ", "\x00", "\x1b[2J", "x" * 5000, "auto", "all"),
-    *([], {}, [[]], [None], ["a", "a"], {"a": {"b": [1]}}, ["../../x"], "../../x", "/", "~nobody/x", "\ud800", "%s{0}$HOME"),
-    *("NaN", "1e-3", "-", "planted/none", ["planted/monolithic", "PLANTED/monolithic"], "a/b/c", "a@b", "hf://", "hf://a/b"),
+    *(
+        [],
+        {},
+        [[]],
+        [None],
+        ["a", "a"],
+        {"a": {"b": [1]}},
+        ["../../x"],
+        "../../x",
+        "/",
+        "~nobody/x",
+        "\ud800",
+        "%s{0}$HOME",
+    ),
+    *(
+        "NaN",
+        "1e-3",
+        "-",
+        "planted/none",
+        ["planted/monolithic", "PLANTED/monolithic"],
+        "a/b/c",
+        "a@b",
+        "hf://",
+        "hf://a/b",
+    ),
 )
 """Values that a key may be given."""
 RAW_YAML = (
-    *("", "\n\n", "---", "...", "- a", "a", "5", "null", "[", "{", "}", "\t", "a: b: c", "a:\n\tb: 1", "%YAML 9.9\n---\na: 1"),
+    *(
+        "",
+        "\n\n",
+        "---",
+        "...",
+        "- a",
+        "a",
+        "5",
+        "null",
+        "[",
+        "{",
+        "}",
+        "\t",
+        "a: b: c",
+        "a:\n\tb: 1",
+        "%YAML 9.9\n---\na: 1",
+    ),
     *("!!python/object/apply:os.system [id]", "seed: !!python/name:os.system", "seed: !!int x", "seed: !!binary x"),
     *("? [a]\n: 1", "? {a: 1}\n: 2", "<<: 5", "<<: [1]", "a: *b", "a: &a [*a]", "&a {b: *a}", "seed: 1\nseed: 2"),
-    *("a: " + "[" * 3000, "a: " + "{a: " * 900, "- " * 4000, "seed: " + "9" * 9000, "# " + "x" * 2_000_000, "models: [" + "a," * 30_000 + "]"),
+    *(
+        "a: " + "[" * 3000,
+        "a: " + "{a: " * 900,
+        "- " * 4000,
+        "seed: " + "9" * 9000,
+        "# " + "x" * 2_000_000,
+        "models: [" + "a," * 30_000 + "]",
+    ),
     "a: &a [x]\n" + "".join(f"b{n}: &b{n} [{','.join([f'*b{n - 1}' if n else '*a'] * 9)}]\n" for n in range(30)),
-    "a: &a {k: 1}\n" + "".join(f"b{n}: &b{n} {{<<: [{','.join([f'*b{n - 1}' if n else '*a'] * 9)}]}}\n" for n in range(30)),
+    "a: &a {k: 1}\n"
+    + "".join(f"b{n}: &b{n} {{<<: [{','.join([f'*b{n - 1}' if n else '*a'] * 9)}]}}\n" for n in range(30)),
     "\ufeffseed: 1",
     "seed: \x07",
     "a: |\n" + " x\n" * 1000,
     "sae: {k: 1, k: 2}",
 )
-OVERRIDES = ("", "=", "a", "seed", "seed=", "=1", ".=1", "a..b=1", "seed.x=1", "sae=5", "sae.k.x=1", "models=[", "seed=!!int x", "a" * 9000 + "=1")
+OVERRIDES = (
+    "",
+    "=",
+    "a",
+    "seed",
+    "seed=",
+    "=1",
+    ".=1",
+    "a..b=1",
+    "seed.x=1",
+    "sae=5",
+    "sae.k.x=1",
+    "models=[",
+    "seed=!!int x",
+    "a" * 9000 + "=1",
+)
 FLAGS = (
-    *(["--shard", "0/0"], ["--shard", "9" * 50 + "/1"], ["--stages", ","], ["--stages", "inference,,x"], ["--force", ""]),
-    *(["--stages", "\x1b[2J"], ["--result-dir", ""], ["--result-dir", "a\x00b"], ["--result-dir", "x" * 300], ["--result-dir", "/dev/null/x"]),
+    *(
+        ["--shard", "0/0"],
+        ["--shard", "9" * 50 + "/1"],
+        ["--stages", ","],
+        ["--stages", "inference,,x"],
+        ["--force", ""],
+    ),
+    *(
+        ["--stages", "\x1b[2J"],
+        ["--result-dir", ""],
+        ["--result-dir", "a\x00b"],
+        ["--result-dir", "x" * 300],
+        ["--result-dir", "/dev/null/x"],
+    ),
 )
 
 
@@ -61,7 +135,9 @@ def mutated(content: bytes, generator: random.Random) -> bytes:
         elif kind == 4:
             changed[at : at + length] = generator.randbytes(length)
         else:
-            changed[at:at] = generator.choice((b"\x00", b'"', b"{", b"[", b"\n", b",", b"\xff", b"\xed\xa0\x80", b"999999999999"))
+            changed[at:at] = generator.choice(
+                (b"\x00", b'"', b"{", b"[", b"\n", b",", b"\xff", b"\xed\xa0\x80", b"999999999999")
+            )
     return bytes(changed)
 
 
@@ -94,7 +170,9 @@ def configurations(plain: dict[str, Any], seed: int, n: int) -> Iterator[tuple[s
     generator = random.Random(f"configurations {seed}")
     for number, text in enumerate(RAW_YAML):
         yield f"raw {number}", text.encode("utf-8", "surrogatepass")
-    for number, content in enumerate((b"\xff\xfe\x00", b"\x00" * 64, bytes(range(256)), b"seed: \x80", "seed: 1".encode("utf-16"))):
+    for number, content in enumerate(
+        (b"\xff\xfe\x00", b"\x00" * 64, bytes(range(256)), b"seed: \x80", "seed: 1".encode("utf-16"))
+    ):
         yield f"bytes {number}", content
     for number in range(n):
         if generator.random() < 0.75:
@@ -110,9 +188,28 @@ def tables(seed: int, n: int) -> Iterator[tuple[str, bytes]]:
     """Yield files of prompts."""
     generator = random.Random(f"tables {seed}")
     rows = (
-        *(b"", b"\n", b"prompt", b"prompt,category", b"category\nx", b"prompt,prompt,category\na,b,c", b"prompt;category\na;b"),
-        *(b"prompt,category\n\x00,\x00", b'prompt,category\n"a,b', b'prompt,category\n"a"b,c', b"prompt,category\na,b,c,d", b"\xff\xfe\x00"),
-        *("prompt,category\na,b".encode("utf-16"), b"prompt,category\r\ra,b\r", b"PROMPT , Category\na,b", b"prompt,category\n,\n , \n"),
+        *(
+            b"",
+            b"\n",
+            b"prompt",
+            b"prompt,category",
+            b"category\nx",
+            b"prompt,prompt,category\na,b,c",
+            b"prompt;category\na;b",
+        ),
+        *(
+            b"prompt,category\n\x00,\x00",
+            b'prompt,category\n"a,b',
+            b'prompt,category\n"a"b,c',
+            b"prompt,category\na,b,c,d",
+            b"\xff\xfe\x00",
+        ),
+        *(
+            "prompt,category\na,b".encode("utf-16"),
+            b"prompt,category\r\ra,b\r",
+            b"PROMPT , Category\na,b",
+            b"prompt,category\n,\n , \n",
+        ),
         b"prompt,category\n" + b"a," + b"x" * 5000,
         b"prompt,category\n" + b'"' + b"x" * 11_000_000 + b'",violence',
         b",".join(b"c%d" % number for number in range(20_000)),
@@ -133,7 +230,9 @@ def tables(seed: int, n: int) -> Iterator[tuple[str, bytes]]:
 def headers() -> Iterator[tuple[str, bytes]]:
     """Yield weights whose headers lie."""
     entry = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
-    for number, change in enumerate(({"shape": [1 << 62, 4]}, {"shape": [-1]}, {"data_offsets": [0, 1 << 62]}, {"dtype": "X"}, {"shape": 5})):
+    for number, change in enumerate(
+        ({"shape": [1 << 62, 4]}, {"shape": [-1]}, {"data_offsets": [0, 1 << 62]}, {"dtype": "X"}, {"shape": 5})
+    ):
         text = json.dumps({"W_enc": entry | change}).encode()
         yield f"header {number}", struct.pack("<Q", len(text)) + text + bytes(16)
     for length in (1 << 60, (1 << 64) - 1, 1 << 32, 0):
@@ -153,7 +252,21 @@ def headers() -> Iterator[tuple[str, bytes]]:
 def json_files(content: Any, name: str, seed: int, n: int) -> Iterator[tuple[str, bytes]]:
     """Yield JSON files: malformed ones, and changes of a good one."""
     generator = random.Random(f"{name} {seed}")
-    raw = (b"", b"[", b"[]", b"null", b"5", b'"x"', b"{}", b"[" * 50_000, b'{"a":' * 50_000, b"\xff", b"1" * 5000, b"NaN", b'{"a": 1e999}')
+    raw = (
+        b"",
+        b"[",
+        b"[]",
+        b"null",
+        b"5",
+        b'"x"',
+        b"{}",
+        b"[" * 50_000,
+        b'{"a":' * 50_000,
+        b"\xff",
+        b"1" * 5000,
+        b"NaN",
+        b'{"a": 1e999}',
+    )
     for number, each in enumerate(raw):
         yield f"raw {number}", each
     for number in range(n):
@@ -213,7 +326,9 @@ def verdict_files(lines: list[str], seed: int, n: int) -> Iterator[tuple[str, by
             b"5",
             b"\xff\x00",
             b'{"key": [1], "behaviour": [], "rule": 1, "confidence": 1, "checksum": ""}',
-            json.dumps({"key": key, "behaviour": "refused", "rule": "x", "confidence": 10**400, "checksum": "0"}).encode(),
+            json.dumps(
+                {"key": key, "behaviour": "refused", "rule": "x", "confidence": 10**400, "checksum": "0"}
+            ).encode(),
             json.dumps({"key": key, "behaviour": "refused", "rule": "x", "confidence": 0.5, "checksum": None}).encode(),
         )
     ):
