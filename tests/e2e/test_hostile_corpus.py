@@ -9,6 +9,7 @@ import csv
 import json
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ import hostile_corpus
 import huggingface_hub.constants
 import pytest
 from foreign_saes import write_each
+from tiny_models import make_judge
 
 import run_analysis
 from circuits.job import inference_main, main
@@ -52,6 +54,8 @@ def yard(tmp_path, monkeypatch, capsys):
     def outside():
         return {path for path in tmp_path.rglob("*") if path.relative_to(tmp_path).parts[0] not in ("results", "in")}
 
+    statuses: Counter[object] = Counter()
+
     def run(command: Callable[[list[str]], int], words: list[str]) -> str | None:
         previous = signal.signal(signal.SIGALRM, ring)
         signal.alarm(SECONDS)
@@ -65,6 +69,7 @@ def yard(tmp_path, monkeypatch, capsys):
         finally:
             signal.alarm(0)
             signal.signal(signal.SIGALRM, previous)
+        statuses[status] += 1
         said = capsys.readouterr().err
         if status not in (0, 2) or "Traceback" in said:
             return f"status {status}: {said[-300:]}"
@@ -74,15 +79,17 @@ def yard(tmp_path, monkeypatch, capsys):
             return f"control characters: {said!r}"
         return f"files outside: {outside()}" if outside() else None
 
-    return SimpleNamespace(root=tmp_path, run=run)
+    return SimpleNamespace(root=tmp_path, run=run, statuses=statuses)
 
 
-def survive(cases: Iterable[tuple[str, str | None]], least: int) -> None:
-    """Hold that no case went wrong, and that there were enough of them."""
+def survive(yard, cases: Iterable[tuple[str, str | None]], least: int, *, done: int = 1, refused: int = 1) -> None:
+    """Hold that no case went wrong, and that there were enough of them, some of which are refused and some not."""
     cases = list(cases)
     found = [f"{name}: {wrong}" for name, wrong in cases if wrong is not None]
     assert not found, "\n".join(found)
     assert len(cases) >= least
+    assert yard.statuses[0] >= done, yard.statuses
+    assert yard.statuses[2] >= refused, yard.statuses
 
 
 SMALL = {
@@ -112,7 +119,7 @@ def test_configurations(yard, seeds):
         for path in ("nothing.yaml", ".", "a\x00b", "x" * 300, "/dev/zero", "/dev/null", "c.yaml/x"):
             yield path, yard.run(main, ["--config", path, "--dry-run"])
 
-    survive(cases(), 220)
+    survive(yard, cases(), 220)
 
 
 def test_tables_of_prompts(yard, seeds):
@@ -133,7 +140,7 @@ def test_tables_of_prompts(yard, seeds):
             yield "no file", yard.run(main, words)
             file.unlink() if file.is_symlink() else file.rmdir()
 
-    survive(cases(), 85)
+    survive(yard, cases(), 85)
 
 
 def test_folders_of_models(yard, seeds, llama_folder):
@@ -171,7 +178,7 @@ def test_folders_of_models(yard, seeds, llama_folder):
                         (folder / "model.safetensors").unlink()
                     yield f"{seed} {file} {name}", yard.run(inference_main, words)
 
-    survive(cases(), 120)
+    survive(yard, cases(), 120)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +214,7 @@ def test_files_of_saes(yard, seeds, inferred, monkeypatch):
                         (folder / file.name).write_bytes(changed)
                         yield f"{seed} {kind} {file.name} {name}", yard.run(main, words)
 
-    survive(cases(), 200)
+    survive(yard, cases(), 200, done=0)  # they are read whole, and then are of another width
 
 
 def test_labels_by_people(yard, seeds, inferred, monkeypatch):
@@ -225,23 +232,29 @@ def test_labels_by_people(yard, seeds, inferred, monkeypatch):
                     yard.run(run_analysis.main, ["--results-dir", "results", "--labels", str(file)]),
                 )
 
-    survive(cases(), 70)
+    survive(yard, cases(), 70)
 
 
-def test_verdicts_of_a_judge(yard, seeds, inferred, llama_folder, tmp_path_factory):
-    judge = str(llama_folder)
+def test_verdicts_of_a_judge(yard, seeds, inferred):
     shutil.copytree(inferred, yard.root / "results")
+    judge = make_judge(yard.root / "in" / "judge")
     paths = ResultPaths(yard.root / "results")
-    (yard.root / "in" / "c.yaml").write_text(json.dumps({**SMALL, "labels": {"detector": "judge", "judge": judge}}))
+    labels = {"detector": "judge", "judge": str(judge)}
+    (yard.root / "in" / "c.yaml").write_text(json.dumps({**SMALL, "labels": labels}))
     words = ["--config", str(yard.root / "in" / "c.yaml")]
     kept = paths.judgements(MODEL)
-    kept.parent.mkdir(exist_ok=True)
+    assert inference_main(words) == 0
+    lines = [line for line in kept.read_text().splitlines() if line]
+    assert len(lines) > 5
+    undisturbed = paths.refusal_labels(MODEL).read_bytes()
 
     def cases():
         for seed in seeds:
-            for name, content in hostile_corpus.verdict_files([json.dumps({"key": "x"})], seed, 10):
+            for name, content in hostile_corpus.verdict_files(lines, seed, 6):
                 kept.write_bytes(content)
                 paths.stage_record("inference", MODEL).unlink(missing_ok=True)
-                yield f"{seed} {name}", yard.run(inference_main, words)
+                wrong = yard.run(inference_main, words)
+                is_same = paths.refusal_labels(MODEL).read_bytes() == undisturbed
+                yield f"{seed} {name}", wrong or (None if is_same else "a damaged verdict was believed")
 
-    survive(cases(), 15)
+    survive(yard, cases(), 13, refused=0)

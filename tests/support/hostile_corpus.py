@@ -72,7 +72,7 @@ RAW_YAML = (
         "- " * 4000,
         "seed: " + "9" * 9000,
         "# " + "x" * 2_000_000,
-        "models: [" + "a," * 30_000 + "]",
+        "models: [" + "a," * 11_000 + "]",
     ),
     "a: &a [x]\n" + "".join(f"b{n}: &b{n} [{','.join([f'*b{n - 1}' if n else '*a'] * 9)}]\n" for n in range(30)),
     "a: &a {k: 1}\n"

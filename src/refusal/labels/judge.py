@@ -280,10 +280,11 @@ def _kind(name: str, source: str, arguments: Mapping[str, Any]) -> str:
 
 def _load_classifier(name: str, source: str, arguments: Mapping[str, Any], device: torch.device) -> tuple[Any, Any]:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            source, output_loading_info=True, dtype=torch.float32, **arguments
-        )
+        with loading.quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                source, output_loading_info=True, dtype=torch.float32, **arguments
+            )
     except READ_ERRORS as error:
         raise InputError(f"{KEY}: {name} cannot be loaded: {first_line(error)}; get the whole model anew") from error
     if missing := sorted(report["missing_keys"]):
