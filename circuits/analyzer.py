@@ -234,7 +234,9 @@ class RefusalCircuitAnalyzer:
     def _inference(self, model: str, paths: ResultPaths) -> Unit:
         files = local_files(self.config.dataset_dir, self.config.safe_subset)
         outputs = partial(_inference_files, paths, model)
-        unit = self._unit(Stage.INFERENCE, model, INFERENCE_KEYS, (), self._infer, outputs, paths)
+        # a key of its own only when it is on: results of earlier versions, which did not have it, stay up to date
+        keys = (*INFERENCE_KEYS, *(("trust_remote_code",) if self.config.trust_remote_code else ()))
+        unit = self._unit(Stage.INFERENCE, model, keys, (), self._infer, outputs, paths)
         inputs = (*files, *decisive_files(*resolve(model)))
         lacks = partial(_lacks_positions, self.config, paths, model)
         return Unit(unit.stage, model, unit.keys, inputs, (), outputs, unit.run, lacks)
@@ -337,5 +339,10 @@ def _sae_files(paths: ResultPaths, model: str) -> list[Path]:
 def _circuit_files(paths: ResultPaths, model: str) -> list[Path]:
     folder = paths.circuit(model, "x").parent
     prefix = paths.circuit(model, "x").name.removesuffix("x_circuit.json")
-    files = sorted(path for path in folder.glob("*_circuit.json") if path.name.startswith(prefix))
+    # a category's part of a name holds no "_": what does is of another model, whose name begins with this one's
+    files = sorted(
+        path
+        for path in folder.glob("*_circuit.json")
+        if path.name.startswith(prefix) and "_" not in path.name.removeprefix(prefix).removesuffix("_circuit.json")
+    )
     return [*files, *_existing(paths.attributions(model))]

@@ -127,10 +127,17 @@ def _shard(arguments: argparse.Namespace, *, is_forced: bool) -> Part | None:
 
 def _run(job: _Job) -> str:
     from circuits.analyzer import RefusalCircuitAnalyzer
-    from circuits.plan import check_before_loading, describe_plan, model_size
+    from circuits.plan import describe_plan
+    from refusal.needs import check_before_loading, model_size
     from refusal.processes import connected, this_part
 
     config, part = job.config, this_part()
+    if config.device_map is not None and part.size > 1:
+        raise InputError(
+            f"device_map: found {config.device_map} with {part.size} processes; each would spread the model over all "
+            "devices: start one process (without torchrun), or set device_map: null, so that each has a device of its "
+            "own; independent parts may run with --shard i/n"
+        )
     analyzer = RefusalCircuitAnalyzer(config, job.forced, part, job.shard or WHOLE, is_merge=job.is_merge)
     if job.dry_run:
         return describe_plan(config, analyzer) if part.is_leader else ""

@@ -24,6 +24,9 @@ CPU_TOKENS = 4096
 """Padded tokens of a batch on a CPU; see `benchmarks/capture.py --budgets`."""
 DEVICE_TOKENS = 16_384
 """... on a device that does not say how much memory is free."""
+CPU_PASS, DEVICE_PASS = 32, 256
+"""Padded tokens that take as long as one more pass of a small batch: on a CPU (measured), and elsewhere (a guess). A
+batch more takes as many passes more as its answers have tokens."""
 MAX_CUDA_TOKENS = 2**17
 """... on CUDA, at most: more gains nothing."""
 USABLE = 0.7
@@ -63,10 +66,11 @@ class BatchMemory:
         logits = 3 * 4 * model.vocab_size  # float32, and what is made of them
         return cls(cache + widest * itemsize, max_new_tokens * cache + sum(map(model.width, sites)) * itemsize + logits)
 
-    def budget(self, free: int) -> Budget:
+    def budget(self, free: int, padding: int | None = None) -> Budget:
         """Return the budget of so many free bytes: the largest power of two of tokens that fits."""
         tokens = min(MAX_CUDA_TOKENS, max(1, int(USABLE * free) // self.per_token))
-        return Budget(MAX_PROMPTS, 2 ** int(math.log2(tokens)), math.ceil(self.per_answer / self.per_token))
+        per_answer = math.ceil(self.per_answer / self.per_token)
+        return Budget(MAX_PROMPTS, 2 ** int(math.log2(tokens)), per_answer, padding)
 
 
 def _number(config: Any, *names: str) -> int:
@@ -88,8 +92,11 @@ def budget_for(model: ChatModel, batch_size: str | int, sites: Sequence[Site], m
         return Budget(int(batch_size))
     devices = {weight.device for weight in model.model.parameters() if weight.device.type == "cuda"}
     if devices:
-        return BatchMemory.of(model, sites, max_new_tokens).budget(min(map(free_cuda_bytes, devices)))
-    return Budget(MAX_PROMPTS, CPU_TOKENS if model.device.type == "cpu" else DEVICE_TOKENS)
+        free = min(map(free_cuda_bytes, devices))
+        return BatchMemory.of(model, sites, max_new_tokens).budget(free, DEVICE_PASS * max_new_tokens)
+    if model.device.type == "cpu":
+        return Budget(MAX_PROMPTS, CPU_TOKENS, padding=CPU_PASS * max_new_tokens)
+    return Budget(MAX_PROMPTS, DEVICE_TOKENS, padding=DEVICE_PASS * max_new_tokens)
 
 
 def free_cuda_bytes(device: torch.device) -> int:

@@ -15,11 +15,9 @@ from typing import TypeVar
 import torch
 
 from refusal.errors import InputError
+from refusal.resources import is_out_of_memory
 
 log = logging.getLogger(__name__)
-
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
-"""What torch says on CUDA and MPS, on the CPU, and in cuBLAS when memory runs out (lower case)."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +30,20 @@ class Budget:
     """Padded tokens, at most; None: no limit. A single prompt may exceed it."""
     tokens_per_answer: int = 0
     """What the answer of a prompt takes besides, counted as tokens of the prompt."""
+    padding: int | None = None
+    """Tokens of padding, at most; None: no limit. More of it costs more than another batch."""
 
-    def holds(self, n_prompts: int, longest: int) -> bool:
-        """Return whether a batch of so many prompts, the longest of so many tokens, is within the budget."""
+    def holds(self, n_prompts: int, longest: int, needed: int) -> bool:
+        """Return whether a batch is within the budget.
+
+        Args:
+            n_prompts: Its prompts.
+            longest: Tokens of the longest.
+            needed: Tokens of all.
+        """
         fits = self.tokens is None or self.size(n_prompts, longest) <= self.tokens
-        return n_prompts <= self.prompts and fits
+        is_dense = self.padding is None or n_prompts * longest - needed <= self.padding
+        return n_prompts <= self.prompts and fits and is_dense
 
     def size(self, n_prompts: int, longest: int) -> int:
         """Return what counts of a batch, in tokens: prompts x (the longest of them + an answer)."""
@@ -74,9 +81,12 @@ def next_batch(lengths: Sequence[int], first: int, budget: Budget) -> range:
         first: Number of the first prompt.
         budget: What a batch may hold.
     """
-    longest, end = lengths[first], first + 1
-    while end < len(lengths) and budget.holds(end + 1 - first, max(longest, lengths[end])):
-        longest = max(longest, lengths[end])
+    longest = needed = lengths[first]
+    end = first + 1
+    while end < len(lengths):
+        longest, needed = max(longest, lengths[end]), needed + lengths[end]
+        if not budget.holds(end + 1 - first, longest, needed):
+            break
         end += 1
     return range(first, end)
 
@@ -113,7 +123,7 @@ class Batcher:
             try:
                 results.append(run(rows))
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if len(rows) == 1:
                     raise InputError(
@@ -135,8 +145,3 @@ class Batcher:
         log.warning("memory ran out with %d prompts of up to %d tokens: batches halved", n_prompts, longest)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or any(phrase in said for phrase in OUT_OF_MEMORY)

@@ -70,7 +70,10 @@ def _first_token_scores(learned: RefusalMetric | OpenersUnavailable, store: Acti
     """Return m by prompt id; nothing where no openers could be learned."""
     if isinstance(learned, OpenersUnavailable):
         return {}
-    return dict(zip(store.prompt_ids, score_top_logits(learned, store.first_token()).tolist(), strict=True))
+    scores: dict[str, float] = {}
+    for prompt_ids, top in store.iter_first_token():  # those of all prompts together would fill the memory
+        scores |= zip(prompt_ids, score_top_logits(learned, top).tolist(), strict=True)
+    return scores
 
 
 def _label(prompt: Prompt, answer: Answer, judgement: Judgement, scores: Mapping[str, float]) -> PromptLabel:

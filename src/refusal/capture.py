@@ -25,6 +25,11 @@ from refusal.positions import READOUT_ONLY, At, Keep, Positions
 from refusal.sites import Site
 from refusal.store import TopLogits
 
+LEAVE_AT = 0.5
+"""Share of a batch's answers still going on at which the ended ones leave it."""
+_ENDED = -1
+"""Stands for what no longer belongs to an answer."""
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -61,7 +66,7 @@ def capture(
         keep: What to keep besides the readout position; every prompt reaches back as far as its offsets.
     """
     tokens = model.pad(token_ids)
-    cache = DynamicCache(config=model.model.config)
+    cache = DynamicCache(config=model.model.config) if max_new_tokens > 1 else None
     select = Selector(tokens, keep)
     with record_rows(model, sites, select) as recording:
         output = model.model(
@@ -69,7 +74,7 @@ def capture(
             attention_mask=tokens.attention_mask,
             position_ids=tokens.position_ids,
             past_key_values=cache,
-            use_cache=True,
+            use_cache=cache is not None,
             logits_to_keep=1,
         )
     logits = output.logits[:, -1]
@@ -114,7 +119,7 @@ class Selector:
 
     def __call__(self, value: Float[Tensor, "batch pos width"]) -> _Kept:
         """Return a copy of what is kept."""
-        one_each = value[:, self._columns]
+        one_each = value[:, self._columns] if self._keep.offsets else value[:, -1:].clone()
         if self._keep.mean:
             own = self._own.to(value.device)[..., None]
             # padding may hold values that are not finite: zeros would not take them out of a product
@@ -128,22 +133,31 @@ class Selector:
 def _continue(
     model: ChatModel,
     mask: Int[Tensor, "batch pos"],
-    cache: DynamicCache,
+    cache: DynamicCache | None,
     logits: Float[Tensor, "batch vocab"],
     max_new_tokens: int,
 ) -> tuple[list[list[int]], list[bool]]:
-    """Return greedy answers and whether each ended, going on from the prompt's cache."""
+    """Return greedy answers and whether each ended, going on from the prompt's cache.
+
+    Ended answers run on with the others until they are as many as those; then they leave the batch.
+    """
     stops = torch.tensor(sorted(model.eos_token_ids), device=logits.device, dtype=torch.long)
     position = mask.sum(-1, keepdim=True)
+    rows = torch.arange(len(mask), device=mask.device)
+    answers = torch.full((len(mask), max_new_tokens), _ENDED, device=mask.device)
     ended = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
-    steps: list[Tensor] = []
     for step in range(max_new_tokens):
         token = logits.argmax(-1)
-        ended |= torch.isin(token, stops)
-        # an ended answer runs on with the others; -1 marks what no longer belongs to it
-        steps.append(torch.where(ended, -1, token))
-        if step + 1 == max_new_tokens or bool(ended.all()):
+        ended[rows] |= torch.isin(token, stops)
+        answers[rows, step] = token.masked_fill(ended[rows], _ENDED)
+        if step + 1 == max_new_tokens:
             break
+        goes_on = (~ended[rows]).nonzero()[:, 0]
+        if not len(goes_on):
+            break
+        if len(goes_on) <= LEAVE_AT * len(rows) and cache is not None:
+            rows, token, mask, position = rows[goes_on], token[goes_on], mask[goes_on], position[goes_on]
+            cache.reorder_cache(goes_on)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         output = model.model(
             input_ids=token[:, None],
@@ -154,8 +168,7 @@ def _continue(
             logits_to_keep=1,
         )
         logits, position = output.logits[:, -1], position + 1
-    rows = torch.stack(steps, dim=1).tolist()
-    return [[token for token in row if token >= 0] for row in rows], ended.tolist()
+    return [[token for token in row if token != _ENDED] for row in answers.tolist()], ended.tolist()
 
 
 def check_finite(found: Capture, prompt_ids: Sequence[str], model: ChatModel) -> None:

@@ -11,15 +11,24 @@ import difflib
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from refusal.config_messages import Places, describe
 from refusal.config_patching import PatchingConfig
-from refusal.config_types import AutoInt, Int, Number, Section, Seed, Text, local_path
+from refusal.config_types import AutoInt, Int, Number, Prose, Section, Seed, Text
 from refusal.errors import InputError
 from refusal.sites import CAPTURED_KINDS, STREAM_KINDS, Site, SiteKind
+from refusal.usable_text import check_told_apart, local_path
 from refusal.yaml_file import Location, read_value, read_yaml
 
 
@@ -244,15 +253,13 @@ class TrackingConfig(Section):
     wandb: Annotated[Literal["off", "offline", "online"], BeforeValidator(_off_is_a_word)] = Field(
         default="off", description="Weights & Biases: off, offline (sync later) or online."
     )
-    project: str = Field(default="refusal-circuits", min_length=1, description="Project name.")
+    project: Text = Field(default="refusal-circuits", description="Project name.")
 
 
 class Config(Section):
     """Everything a run depends on."""
 
-    dataset_dir: str = Field(
-        default="embedded", min_length=1, description="embedded, a folder of OR-Bench CSVs, or a hub id."
-    )
+    dataset_dir: Text = Field(default="embedded", description="embedded, a folder of OR-Bench CSVs, or a hub id.")
     categories: Literal["all"] | tuple[Text, ...] = Field(default="all", description="all, or a list of categories.")
     num_samples_per_category: Int = Field(default=100, ge=2, description="Prompts per category, half safe, half toxic.")
     safe_subset: Literal["80k", "hard-1k", "both"] = Field(
@@ -266,10 +273,18 @@ class Config(Section):
         description="planted/NAME, a folder or a hub id.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="Where models run.")
+    device_map: Literal["auto", "balanced", "sequential"] | None = Field(
+        default=None,
+        description="Spread a model over all CUDA devices (accelerate), when it does not fit one; null: on one device.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="Precision of models.")
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Run Python code that comes with a model, with your rights; only for code that you have read.",
+    )
     batch_size: AutoInt = Field(default="auto", description="Prompts per batch; halves itself when memory runs out.")
     max_new_tokens: Int = Field(default=32, ge=1, le=4096, description="Longest response, in tokens.")
-    system_prompt: str | None = Field(default=None, description="System prompt; null: none.")
+    system_prompt: Prose | None = Field(default=None, description="System prompt; null: none.")
     activation_layers: Literal["all"] | tuple[SiteName, ...] = Field(
         default="all", description="all (every residuals_N) or sites."
     )
@@ -301,10 +316,35 @@ class Config(Section):
                 raise ValueError(f"{str(twice[0])!r} is listed twice")
         return value
 
+    @field_validator("models")
+    @classmethod
+    def _told_apart(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse names that differ in case only: on some file systems their results would be one."""
+        check_told_apart(models)
+        return models
+
+    @field_validator("dataset_dir", "models")
+    @classmethod
+    def _has_a_home(cls, value: Any) -> Any:
+        for name in value if isinstance(value, tuple) else (value,):
+            if name.startswith("~"):
+                local_path(name)
+        return value
+
     @field_validator("result_dir")
     @classmethod
     def _folder(cls, folder: Path) -> Path:
         return local_path(str(folder) if folder.parts else "")
+
+    @field_validator("device_map")
+    @classmethod
+    def _has_devices(cls, device_map: str | None, info: ValidationInfo) -> str | None:
+        device = info.data.get("device")
+        if device_map is not None and device in ("cpu", "mps"):
+            raise ValueError(
+                f"it spreads a model over CUDA devices, and device is {device}; set device: cuda, or device_map: null"
+            )
+        return device_map
 
     @field_validator("num_samples_per_category")
     @classmethod
@@ -360,6 +400,25 @@ def _override(content: dict[str, Any], override: str) -> Location:
             raise InputError(f"--set {override}: {section} is no section; it has no key {keys[-1]}")
     content[keys[-1]] = value
     return keys
+
+
+class LoadingOptions(TypedDict):
+    """How models are loaded."""
+
+    device: str
+    dtype: str
+    device_map: str | None
+    trust_remote_code: bool
+
+
+def how_to_load(config: Config) -> LoadingOptions:
+    """Return what of a configuration says how models are loaded."""
+    return LoadingOptions(
+        device=config.device,
+        dtype=config.dtype,
+        device_map=config.device_map,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -72,6 +72,8 @@ def _finding(location: Location, problems: Sequence[Any], schema: dict[str, Any]
     if first["type"] in ("extra_forbidden", "invalid_key"):
         return Finding(line, f"{where}: {name}: unknown key; {_nearest_key(keys, schema)}")
     shown = f"found {_shown(first['input'])}; " if location and not isinstance(first["input"], dict) else ""
+    if first["type"] == "string_unicode":
+        return Finding(line, f"{where}: {name}: {shown}it holds half a character (a surrogate); write the whole one")
     own = next((problem for problem in problems if problem["type"] == "value_error"), None)
     if own is not None:
         return Finding(line, f"{where}: {name}: {shown}{own['ctx']['error']}")
@@ -137,6 +139,8 @@ def _one_phrase(found: dict[str, Any], schema: dict[str, Any]) -> str:
         return f"a list{least}, each entry {_phrase(_resolved(found['items'], schema), schema)}"
     if "properties" in found:
         return f"a section with the keys {', '.join(found['properties'])}"
+    if found.get("type") == "object":
+        return f"a section in which each value is {_phrase(found['additionalProperties'], schema)}"
     if found.get("format") == "path":
         return "a path"
     if found.get("type") == "string":

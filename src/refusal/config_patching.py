@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from refusal.config_types import Int, Number, Section, Text, local_path
+from refusal.config_types import Int, Number, Section, Text
+from refusal.usable_text import local_path
 
 SOURCES = ("data", "embedded")
 """Words for contrast pairs that are no file."""

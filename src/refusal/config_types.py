@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+from refusal.usable_text import usable_name, whole_characters
 
 
 def no_truth_value(value: Any) -> Any:
@@ -20,7 +21,8 @@ Int = Annotated[int, BeforeValidator(no_truth_value)]
 Number = Annotated[float, BeforeValidator(no_truth_value)]
 AutoInt = Literal["auto"] | Annotated[Int, Field(ge=1)]
 Seed = Annotated[Int, Field(ge=0, le=2**32 - 1)]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(usable_name)]
+Prose = Annotated[str, AfterValidator(whole_characters)]
 
 
 class Section(BaseModel):
@@ -33,14 +35,3 @@ class Section(BaseModel):
     def _empty_is_default(cls, value: Any) -> Any:
         """Take a section of which every key is commented out as an empty one."""
         return {} if value is None else value
-
-
-def local_path(text: str) -> Path:
-    """Return a path with `~` resolved.
-
-    Raises:
-        ValueError: The text is empty: it would mean the folder the command runs in.
-    """
-    if not text:
-        raise ValueError("the path is empty; write . for the folder the command runs in")
-    return Path(text).expanduser()

@@ -31,7 +31,7 @@ from refusal.batch_memory import budget_for
 from refusal.batches import Batcher, TokenCount
 from refusal.behaviour import write_behaviour
 from refusal.capture import Capture, capture, check_finite
-from refusal.config import Config
+from refusal.config import Config, how_to_load
 from refusal.errors import ArtefactError, InputError
 from refusal.models import ChatModel
 from refusal.positions import READOUT_ONLY, Keep, Positions, count_rows, first_own_position
@@ -184,7 +184,7 @@ class Inference:
     def __init__(self, config: Config, model_name: str, paths: ResultPaths, *, is_merge: bool = False) -> None:
         self.config = config
         self.paths = paths
-        self.model = ChatModel.load(model_name, device=config.device, dtype=config.dtype)
+        self.model = ChatModel.load(model_name, **how_to_load(config))
         self.studied = self.model.resolve_sites(config.activation_layers)
         self.sites = sorted({*self.studied, *self.model.resolve_extra_sites(config.capture.sites)})
         self.folder = paths.activations(model_name)

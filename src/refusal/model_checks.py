@@ -8,15 +8,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from refusal.errors import InputError
 from refusal.sites import Site, SiteKind
+from refusal.weights import is_offloaded
 
 if TYPE_CHECKING:
     from refusal.models import ChatModel, SiteUse
@@ -30,14 +32,31 @@ PROBE_TOKENS = 6
 def check_sites(model: ChatModel) -> None:
     """Run one short prompt forward and backward and raise if a site is not what it should be.
 
+    Weights that are offloaded would all stay on the device until the pass back; where there are such, each site is
+    edited in a row of its own of one forward pass.
+
     Raises:
         InputError: The model cannot run, a site's value is not `[batch, pos, d_model]` (heads: `[batch, pos,
             n_heads * d_head]`), or editing it leaves the logits as they are.
     """
     sites = [*model.sites(), *model.head_sites()]
+    probe = _by_rows if is_offloaded(model.model) else _by_gradients
+    acts, has_effect = probe(model, sites)
+    for site in sites:
+        if not has_effect[site]:
+            raise _not_found(model, site, "editing it leaves the logits unchanged")
+    _note_remainder(model, acts)
+
+
+Acts = dict[Site, Float[Tensor, "_ _ _"]]
+"""Values of sites on one prompt, `[1, pos, width]`."""
+
+
+def _by_gradients(model: ChatModel, sites: Sequence[Site]) -> tuple[Acts, dict[Site, bool]]:
+    """Return the value of each site, and whether a random sum of the logits has a gradient with respect to it."""
     ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % model.vocab_size
     shifts: dict[Site, Tensor] = {}
-    acts: dict[Site, Tensor] = {}
+    acts: Acts = {}
 
     def shift(site: Site) -> SiteUse:
         """Return what records a site's value and adds its shift."""
@@ -45,34 +64,71 @@ def check_sites(model: ChatModel) -> None:
         def use(value: Tensor) -> Tensor:
             """Check the shape, record the value and add a shift of 0, whose gradient shows what the site does."""
             acts[site] = value.detach().clone()
-            is_wide = value.shape[-1] % model.n_heads == 0 if _is_heads(site) else value.shape[-1] == model.d_model
-            if not (value.shape[:-1] == ids.shape and is_wide):
-                raise _not_found(model, site, f"its shape is {tuple(value.shape)}")
+            _require_shape(model, site, value, ids)
             shifts[site] = torch.zeros(value.shape[-1], device=value.device, requires_grad=True)
             return value + shifts[site].to(value)
 
         return use
 
-    with torch.enable_grad(), ExitStack() as stack:
-        for site in sites:
-            stack.enter_context(model.on_site(site, shift(site)))
+    with torch.enable_grad():
+        logits = _run_edited(model, ids, {site: shift(site) for site in sites}, acts)[0]
+        weights = torch.randn(len(logits), generator=torch.Generator().manual_seed(0)).to(logits)
+        chosen = [shifts[site] for site in sites]
+        gradients = torch.autograd.grad((logits * weights).sum(), chosen, allow_unused=True)
+    found = zip(sites, gradients, strict=True)
+    return acts, {site: gradient is not None and bool(gradient.any()) for site, gradient in found}
+
+
+@torch.no_grad()
+def _by_rows(model: ChatModel, sites: Sequence[Site]) -> tuple[Acts, dict[Site, bool]]:
+    """Return the value of each site, and whether noise there moves the logits; row N + 1 is that of site N."""
+    ids = (torch.arange(PROBE_TOKENS, device=model.device) % model.vocab_size).repeat(len(sites) + 1, 1)
+    acts: Acts = {}
+
+    def shift(row: int, site: Site) -> SiteUse:
+        """Return what records a site's value in the first row and moves it in another."""
+
+        def use(value: Tensor) -> Tensor:
+            """Check the shape, record the value and add noise as large as itself to a row."""
+            acts[site] = value[:1].clone()
+            _require_shape(model, site, value, ids)
+            noise = torch.randn(value.shape[1:], generator=torch.Generator().manual_seed(row)).to(value)
+            moved = value.clone()
+            moved[row] += noise * value[row].norm() / noise.norm()
+            return moved
+
+        return use
+
+    uses = {site: shift(row, site) for row, site in enumerate(sites, start=1)}
+    logits = _run_edited(model, ids, uses, acts)
+    moved = (logits[1:] - logits[0]).abs().amax(-1) > 1e-4 * logits[0].std()
+    return acts, dict(zip(sites, moved.tolist(), strict=True))
+
+
+def _run_edited(
+    model: ChatModel, ids: Int[Tensor, "batch pos"], uses: Mapping[Site, SiteUse], acts: Acts
+) -> Float[Tensor, "batch vocab"]:
+    """Return the last logits of a forward pass in which each site's value is used."""
+    with ExitStack() as stack:
+        for site, use in uses.items():
+            stack.enter_context(model.on_site(site, use))
         try:
-            logits = model.model(input_ids=ids, use_cache=False).logits[0, -1].float()
+            logits: Tensor = model.model(input_ids=ids, use_cache=False).logits[:, -1].float()
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise InputError(
                 f"models: {model.name}: cannot run {PROBE_TOKENS} tokens: {error}; its config.json and its weights "
                 "must fit together, and the device must have room"
             ) from error
-        unseen = [site for site in sites if site not in shifts]
-        if unseen:
-            raise _not_found(model, unseen[0], "no value passes there")
-        weights = torch.randn(len(logits), generator=torch.Generator().manual_seed(0)).to(logits)
-        chosen = [shifts[site] for site in sites]
-        gradients = torch.autograd.grad((logits * weights).sum(), chosen, allow_unused=True)
-    for site, gradient in zip(sites, gradients, strict=True):
-        if gradient is None or not bool(gradient.any()):
-            raise _not_found(model, site, "editing it leaves the logits unchanged")
-    _note_remainder(model, acts)
+    unseen = [site for site in uses if site not in acts]
+    if unseen:
+        raise _not_found(model, unseen[0], "no value passes there")
+    return logits
+
+
+def _require_shape(model: ChatModel, site: Site, value: Tensor, ids: Tensor) -> None:
+    is_wide = value.shape[-1] % model.n_heads == 0 if _is_heads(site) else value.shape[-1] == model.d_model
+    if not (value.shape[:-1] == ids.shape and is_wide):
+        raise _not_found(model, site, f"its shape is {tuple(value.shape)}")
 
 
 def _is_heads(site: Site) -> bool:
@@ -88,7 +144,7 @@ def _not_found(model: ChatModel, site: Site, found: str) -> InputError:
     )
 
 
-def _note_remainder(model: ChatModel, acts: dict[Site, Float[Tensor, "batch pos d_model"]]) -> None:
+def _note_remainder(model: ChatModel, acts: Acts) -> None:
     """Say so where a block's output is not its input + attention + MLP."""
     worst = 0.0
     for layer in range(1, model.n_layers):

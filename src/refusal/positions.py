@@ -18,7 +18,6 @@ Files are mapped, not loaded: only the rows asked for are held in memory. The st
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal.sites import Site
+from refusal.untrusted import safetensors_header
 
 _NUMPY_OF = {"F32": np.float32, "F16": np.float16, "BF16": np.int16, "F64": np.float64}
 """What NumPy reads each dtype of safetensors as; it has no bfloat16, whose bits are kept."""
@@ -172,11 +172,9 @@ class MappedRows:
 
 def _mapped(path: Path, name: str) -> tuple[np.ndarray, bool]:
     """Return a tensor of a safetensors file as an array on the file, and whether its numbers are bfloat16."""
-    with path.open("rb") as handle:
-        n_header = int.from_bytes(handle.read(8), "little")
-        entry = json.loads(handle.read(n_header))[name]
-    dtype, start = _NUMPY_OF[entry["dtype"]], 8 + n_header + entry["data_offsets"][0]
-    if 0 in entry["shape"]:  # an empty file region cannot be mapped
-        return np.empty(entry["shape"], dtype), entry["dtype"] == "BF16"
-    mapped = np.memmap(path, dtype, "r", start, tuple(entry["shape"]))
-    return np.asarray(mapped), entry["dtype"] == "BF16"
+    entry = safetensors_header(path)[name]
+    dtype = _NUMPY_OF[entry.dtype]
+    if 0 in entry.shape:  # an empty file region cannot be mapped
+        return np.empty(entry.shape, dtype), entry.dtype == "BF16"
+    mapped = np.memmap(path, dtype, "r", entry.start, entry.shape)
+    return np.asarray(mapped), entry.dtype == "BF16"

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from refusal.artefacts import ResultPaths, this_host
+from refusal.artefacts import ResultPaths, this_host, without_following
 from refusal.errors import InputError
 from refusal.processes import Part
 from refusal.resources import LEAST_FREE, free_bytes, human_bytes
@@ -50,12 +50,36 @@ def result_folder(root: Path, needed_bytes: int = LEAST_FREE, shard: Part | None
     except OSError as error:
         raise _cannot_be_written(root, error) from error
     try:
+        check_links(root)
         _check_others(lock, shard)
         if shard is None:
             _remove_partial(root)
         yield ResultPaths(root)
     finally:
         lock.unlink(missing_ok=True)
+
+
+def check_links(root: Path) -> None:
+    """Raise if a folder of a result folder is a link to elsewhere: a run writes and deletes in its own folder alone.
+
+    Links to files do no harm: what is written takes their place (`refusal.artefacts.atomic_write`).
+
+    Raises:
+        InputError: Names the link and where it leads.
+    """
+    home = root.resolve()
+    folders = [root]
+    while folders:
+        with os.scandir(folders.pop()) as found:
+            entries = list(found)
+        for entry in entries:
+            if entry.is_symlink() and entry.is_dir() and not Path(entry.path).resolve().is_relative_to(home):
+                raise InputError(
+                    f"result_dir: {entry.path} is a link to {os.path.realpath(entry.path)}, outside of {root}, where a "
+                    "run would write and delete; replace it with a folder, or let --result-dir be on the other disk"
+                )
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry.path))
 
 
 def _of_shards(size: int) -> str:
@@ -131,7 +155,7 @@ def _take(lock: Path) -> None:
         InputError: A living process, or one of another machine, stands in it.
     """
     while True:
-        with lock.open("a+", encoding="utf-8") as handle:
+        with open(lock, "a+", encoding="utf-8", opener=without_following) as handle:
             with suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_EX)
             if not _is_same_file(lock, handle):

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from refusal.artefacts import ResultPaths, read_json, sha256_file, write_json
+from refusal.artefacts import ResultPaths, read_sealed, sha256_file, write_json, write_sealed
 from refusal.config import Config, Stage, chosen, plain
 from refusal.errors import ArtefactError, InputError
 from refusal.labels import VERSION
@@ -127,11 +127,14 @@ class Pipeline:
     def _record(self, unit: Unit) -> dict[str, Any] | None:
         """Return what a unit left when it was done; None if it left nothing that can be read."""
         try:
-            record = read_json(self.paths.stage_record(unit.stage, unit.model), "")
+            record = read_sealed(self.paths.stage_record(unit.stage, unit.model), "")
         except ArtefactError:
             return None
         has_all = isinstance(record, dict) and {"fingerprint", "outputs", "version"} <= set(record)
-        return record if has_all and record.get("schema") == SCHEMA else None
+        if not has_all or record.get("schema") != SCHEMA or record.get("model") != unit.model:
+            return None
+        stays = all(not PurePosixPath(name).is_absolute() and ".." not in name.split("/") for name in record["outputs"])
+        return record if stays else None
 
     def _fingerprint(self, unit: Unit) -> dict[str, dict[str, Any]]:
         outputs = {}
@@ -228,7 +231,7 @@ class Pipeline:
             self._discard(unit)
         self.paths.stage_record(unit.stage, unit.model).unlink(missing_ok=True)
         record = self._execute(unit)
-        write_json(self.paths.stage_record(unit.stage, unit.model), record)
+        write_sealed(self.paths.stage_record(unit.stage, unit.model), record)
         self._done.add((unit.stage, unit.model))
         log.info("%s: done in %.1f s", unit.name, record["seconds"])
 

@@ -9,7 +9,8 @@ activations/MODEL/positions-00000.safetensors   where all positions are kept: th
 ```
 
 Shards are written as they come, so memory does not grow with the number of prompts and a killed run goes on at the last
-complete shard. Rows carry prompt ids: nothing depends on order. A shard is believed only when its checksum fits.
+complete shard. Rows carry prompt ids: nothing depends on order. A shard is believed only when its checksum fits, and
+the files that hold checksums hold one of themselves.
 What a file of positions holds is in `refusal.positions`. This module does not know models or labels.
 """
 
@@ -30,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from refusal.artefacts import atomic_write, read_json, sha256_file, write_json
+from refusal.artefacts import atomic_write, read_sealed, sha256_file, write_sealed
 from refusal.batches import TokenCount
 from refusal.errors import ArtefactError
 from refusal.positions import At, MappedRows, PositionIndex, Positions
@@ -120,7 +121,7 @@ class ActivationWriter:
         if not rows.exists() or not tensors.exists():
             return False
         try:
-            content = read_json(rows, MADE_BY)
+            content = read_sealed(rows, MADE_BY)
         except ArtefactError:  # damaged: to be captured again
             return False
         if not isinstance(content, dict) or content.get("schema") != SCHEMA or content.get("plan") != self.plan:
@@ -152,7 +153,7 @@ class ActivationWriter:
             positions.unlink(missing_ok=True)
         else:
             content["positions_sha256"] = _save(positions, shard.positions.tensors())
-        write_json(rows, content)
+        write_sealed(rows, content)
 
     def finish(self, n_shards: int, source: Source | None = None, extra_sites: Collection[Site] = ()) -> TokenCount:
         """Write the index over all shards and remove shards of an earlier, longer run; return the tokens of all.
@@ -166,7 +167,7 @@ class ActivationWriter:
         held, count = _Held("", {}, ()), TokenCount()
         for index in range(n_shards):
             rows, path = _shard_paths(self.folder, index)
-            content = read_json(rows, MADE_BY)
+            content = read_sealed(rows, MADE_BY)
             held = _held(path)
             count += TokenCount(**content.get("tokens", {}))
             shard = {
@@ -194,7 +195,7 @@ class ActivationWriter:
             "tokens": vars(count),
             "shards": shards,
         }
-        write_json(self.folder / "index.json", index_content)
+        write_sealed(self.folder / "index.json", index_content)
         for stale in sorted([*self.folder.glob("shard-*"), *self.folder.glob("positions-*")]):
             if int(stale.stem.rpartition("-")[2]) >= n_shards:
                 stale.unlink()
@@ -205,7 +206,7 @@ def noted_prefix(folder: Path) -> tuple[int, ...]:
     """Return the tokens that were moved from the answers into the prompts, as the shards of a folder say; else none."""
     for path in sorted(folder.glob("shard-*.json")):
         try:
-            content = read_json(path, MADE_BY)
+            content = read_sealed(path, MADE_BY)
         except ArtefactError:  # damaged: another may be whole
             continue
         if isinstance(content, dict) and isinstance(content.get("answer_prefix"), list):
@@ -269,10 +270,11 @@ class ActivationStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._index: dict[str, Any] = read_json(folder / "index.json", MADE_BY)
-        if self._index.get("schema") != SCHEMA:
+        self._index: dict[str, Any] = read_sealed(folder / "index.json", MADE_BY)
+        found = self._index.get("schema") if isinstance(self._index, dict) else None
+        if found != SCHEMA:
             raise ArtefactError(
-                f"{folder / 'index.json'}: schema: found {self._index.get('schema')!r}; this version reads {SCHEMA!r}; "
+                f"{folder / 'index.json'}: schema: found {found!r}; this version reads {SCHEMA!r}; "
                 f"make it anew with: {MADE_BY}"
             )
         self._believed: set[str] = set()
@@ -404,18 +406,20 @@ class ActivationStore:
 
     def first_token(self) -> TopLogits:
         """Return the largest first-token logits of all prompts."""
-        parts = []
-        for _, handle in self._shards():
+        return TopLogits.cat([top for _, top in self.iter_first_token()])
+
+    def iter_first_token(self) -> Iterator[tuple[list[str], TopLogits]]:
+        """Yield the prompt ids and the largest first-token logits of one shard after another."""
+        for prompt_ids, handle in self._shards():
             ids, logits, total = (handle.get_tensor(f"first_token/{key}") for key in ("ids", "logits", "logsumexp"))
-            parts.append(TopLogits(ids.long(), logits, total))
-        return TopLogits.cat(parts)
+            yield prompt_ids, TopLogits(ids.long(), logits, total)
 
     def answers(self) -> list[Answer]:
         """Return what the model answered, in the order of `prompt_ids`."""
         found = []
         for shard in self._index["shards"]:
             rows = self._verified(shard["rows_file"], shard["rows_sha256"])
-            found += [Answer(**answer) for answer in read_json(rows, MADE_BY)["answers"]]
+            found += [Answer(**answer) for answer in read_sealed(rows, MADE_BY)["answers"]]
         return found
 
     def _require_site(self, site: Site) -> None:
@@ -448,7 +452,7 @@ class ActivationStore:
 
     def _verified(self, name: str, checksum: str) -> Path:
         """Return the path of a file that is there and as it was written; each file is read for this once."""
-        path = self.folder / name
+        path = self.folder / Path(name).name
         if not path.exists():
             raise ArtefactError(f"{path}: not found, though the index names it; run: {MADE_BY}")
         if name not in self._believed and sha256_file(path) != checksum:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tiny_models import make_model
 
 from refusal import batch_memory
-from refusal.batch_memory import CPU_TOKENS, MAX_PROMPTS, BatchMemory, budget_for
-from refusal.batches import Batcher, Budget, TokenCount, next_batch
+from refusal.batch_memory import CPU_PASS, CPU_TOKENS, MAX_PROMPTS, BatchMemory, budget_for
+from refusal.batches import Batcher, Budget, TokenCount
 from refusal.errors import InputError
 
 
@@ -23,6 +23,7 @@ def test_a_batch_is_cut_by_its_own_longest_prompt():
     assert batches_of(lengths, Budget(99, 20)) == [range(3), range(3, 5), range(5, 6)]
     assert batches_of(lengths, Budget(2, 20)) == [range(2), range(2, 4), range(4, 5), range(5, 6)]
     assert batches_of(lengths, Budget(4)) == [range(4), range(4, 6)]
+    assert batches_of(lengths, Budget(99, padding=2)) == [range(3), range(3, 5), range(5, 6)]
     # 2 prompts of 2 tokens with answers of 8 are 20 tokens
     assert batches_of(lengths, Budget(99, 20, tokens_per_answer=8))[0] == range(2)
 
@@ -32,17 +33,20 @@ def test_a_batch_is_cut_by_its_own_longest_prompt():
     st.integers(1, 20),
     st.none() | st.integers(1, 300),
     st.integers(0, 20),
+    st.none() | st.integers(0, 100),
 )
-def test_batches_hold_each_prompt_once_in_order_and_within_the_budget(lengths, prompts, tokens, answer):
-    found = batches_of(lengths, Budget(prompts, tokens, answer))
+def test_batches_hold_each_prompt_once_in_order_and_within_the_budget(lengths, prompts, tokens, answer, padding):
+    budget = Budget(prompts, tokens, answer, padding)
+    found = batches_of(lengths, budget)
     assert [row for rows in found for row in rows] == list(range(len(lengths)))
     for rows in found:
-        size = len(rows) * (max(lengths[row] for row in rows) + answer)
+        longest = max(lengths[row] for row in rows)
         assert len(rows) <= prompts
-        assert tokens is None or size <= tokens or len(rows) == 1
-        following = rows.stop
-        if following < len(lengths):  # not one more would have fitted
-            assert len(next_batch(lengths, rows.start, Budget(prompts, tokens, answer))) == len(rows)
+        assert tokens is None or len(rows) * (longest + answer) <= tokens or len(rows) == 1
+        assert padding is None or len(rows) * longest - sum(lengths[row] for row in rows) <= padding
+        if rows.stop < len(lengths):  # not one more would have fitted
+            more = lengths[rows.start : rows.stop + 1]
+            assert not budget.holds(len(more), max(more), sum(more))
 
 
 def test_tokens_are_counted_with_and_without_padding():
@@ -101,7 +105,9 @@ def test_other_errors_are_not_hidden():
 def test_the_budget_is_as_configured_or_that_of_the_device(tiny_model):
     model = tiny_model("llama")
     assert budget_for(model, 3, sites=[], max_new_tokens=8) == Budget(3)
-    assert budget_for(model, "auto", sites=[], max_new_tokens=8) == Budget(MAX_PROMPTS, CPU_TOKENS)
+    assert budget_for(model, "auto", sites=[], max_new_tokens=8) == Budget(
+        MAX_PROMPTS, CPU_TOKENS, padding=8 * CPU_PASS
+    )
 
 
 def test_memory_of_a_batch_is_the_cache_the_widest_layer_and_what_is_kept():

@@ -71,6 +71,33 @@ def test_a_prompt_does_not_feel_that_its_batch_mates_answers_end_early(tiny_mode
             torch.testing.assert_close(alone.readout[site][0], together.readout[site][row], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "bloom"])
+def test_answers_that_have_ended_leave_the_batch_and_the_others_stay_as_they_are(tiny_model, monkeypatch, family):
+    model = tiny_model(family)
+    token_ids = model.tokenize(PROMPTS)
+    monkeypatch.setitem(model.__dict__, "eos_token_ids", frozenset())
+    endless = capture(model, token_ids, [], max_new_tokens=12)
+    # the answers of prompts 0, 1 and 3 end with the first token, the third, the third
+    stops = {endless.answers[0][0], endless.answers[1][2], endless.answers[3][2]}
+    monkeypatch.setitem(model.__dict__, "eos_token_ids", frozenset(stops))
+    widths = []
+    forward = model.model.forward
+
+    def watched(*args, **kwargs):
+        widths.append(len(kwargs["input_ids"]))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model.model, "forward", watched)
+    found = capture(model, token_ids, [], max_new_tokens=12)
+    for answer, full, ended in zip(found.answers, endless.answers, found.ended, strict=True):
+        first = next((place for place, token in enumerate(full) if token in stops), len(full))
+        assert answer == full[:first]
+        assert ended == (first < len(full))
+    assert widths[0] == len(PROMPTS)
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] <= len(PROMPTS) / 2 or len(widths) < 12
+
+
 def test_capture_when_an_answer_ends_at_once_is_empty_and_ended(tiny_model, monkeypatch):
     model = tiny_model("llama")
     token_ids = model.tokenize(PROMPTS)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refusal import run_lock, stages
-from refusal.artefacts import ResultPaths, atomic_write, this_host, write_json
+from refusal.artefacts import ResultPaths, atomic_write, this_host, write_sealed
 from refusal.config import Config, Stage
 from refusal.errors import ArtefactError, InputError
 from refusal.processes import Part
@@ -144,7 +144,7 @@ def test_another_code_version_runs_again(root):
     Job(root).run()
     job = Job(root)
     path = job.paths.stage_record(Stage.SAES, "a")
-    write_json(path, {**job.record(Stage.SAES), "version": 0})
+    write_sealed(path, {**job.record(Stage.SAES), "version": 0})
     assert job.why(Stage.SAES) == "made by another version"
 
 

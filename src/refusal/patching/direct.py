@@ -94,7 +94,8 @@ def frozen_norm(
     gamma is read from the norm itself (its output on a vector whose scale is known), s from the output on the whole.
     """
     is_centred = isinstance(norm, torch.nn.LayerNorm)
-    device, dtype = model.device, model.dtype
+    weight = next(norm.parameters(), None)
+    device, dtype = (model.device, model.dtype) if weight is None else (weight.device, weight.dtype)
 
     def direction(x: Tensor) -> Tensor:
         """Return gamma * x, centred where the norm centres, up to no scale."""

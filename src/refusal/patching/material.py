@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from refusal.artefacts import ResultPaths
-from refusal.config import Config
+from refusal.config import Config, how_to_load
 from refusal.config_patching import SOURCES
 from refusal.errors import InputError
 from refusal.metric import RefusalMetric
@@ -51,7 +51,7 @@ class Material:
     @cached_property
     def model(self) -> ChatModel:
         """The chat model."""
-        return ChatModel.load(self.name, device=self.config.device, dtype=self.config.dtype)
+        return ChatModel.load(self.name, **how_to_load(self.config))
 
     @cached_property
     def metric(self) -> RefusalMetric:
