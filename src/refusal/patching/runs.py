@@ -129,7 +129,8 @@ class PairRuns:
             for site in sites:
                 found = readout.acts[site][0].float().cpu()
                 self._acts.setdefault((side, site), torch.zeros(len(self), found.shape[-1]))[rows] = found
-        self._m[side] = values
+        # the first is kept: batches of other company may round otherwise, and a resumed run asks in another order
+        self._m.setdefault(side, values)
 
     def batches(self) -> Iterator[PairBatch]:
         """Yield the pairs in batches, sorted by length so that little is padded."""

@@ -121,3 +121,16 @@ def test_scores_are_zero_as_corrupted_and_one_as_clean_both_ways():
     assert denoise.score.tolist() == noise.score.tolist() == [[0, 0.25, 1, 1.5]], "never clipped"
     assert denoise.effect.tolist() == [[0, 0.25, 1, 1.5]]
     assert noise.effect.tolist() == [[1, 0.75, 0, -0.5]]
+
+
+def test_what_is_asked_first_changes_no_bit(tiny_model):
+    model = tiny_model("llama")
+    units = layer_units(model, SiteKind.MLP, [READOUT, EVERYWHERE])
+    fresh = patch_units(runs_of(model, batch_size=2).of([3, 0, 2]), units, NOISE)
+    runs = runs_of(model, batch_size=2)
+    runs.m(Side.CLEAN)
+    used = runs.of([3, 0, 2])
+    kept = used.m(Side.CLEAN).copy()
+    used.readout(Side.CLEAN, [Site.parse("mlp_0")])
+    assert np.array_equal(used.m(Side.CLEAN), kept)
+    np.testing.assert_allclose(patch_units(used, units, NOISE).patched, fresh.patched, atol=1e-5)
