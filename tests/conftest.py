@@ -17,6 +17,11 @@ settings.register_profile("no timing", deadline=None)  # a busy machine is not a
 settings.load_profile("no timing")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a campaign of hostile inputs be longer than that of every run."""
+    parser.addoption("--hostile-seeds", type=int, default=1, help="how many times as many hostile inputs")
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> Callable[[str], ChatModel]:
     """Return a function that gives a random model of a family, made once."""

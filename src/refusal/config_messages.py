@@ -139,6 +139,8 @@ def _one_phrase(found: dict[str, Any], schema: dict[str, Any]) -> str:
         return f"a list{least}, each entry {_phrase(_resolved(found['items'], schema), schema)}"
     if "properties" in found:
         return f"a section with the keys {', '.join(found['properties'])}"
+    if found.get("type") == "object":
+        return f"a section in which each value is {_phrase(found['additionalProperties'], schema)}"
     if found.get("format") == "path":
         return "a path"
     if found.get("type") == "string":

@@ -82,7 +82,7 @@ def load(
     else:
         check_parts(source, revision)
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(source, **arguments)
             tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **arguments)
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -155,7 +155,7 @@ def _cannot_load(name: str, source: str, revision: str | None, error: Exception)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' progress bars and load reports off the screen; our own messages say what matters."""
     verbosity = transformers_logging.get_verbosity()
     showed_bars = transformers_logging.is_progress_bar_enabled()

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 
 from refusal import loading, model_checks
 from refusal.chat import ChatFrame
-from refusal.errors import InputError
+from refusal.errors import InputError, RefusalError
 from refusal.loading import DeviceMap, resolve, resolve_device, resolve_dtype
+from refusal.resources import is_out_of_memory
 from refusal.sites import Site, SiteKind, all_sites, expand
+from refusal.untrusted import first_line
 from refusal.weights import device_of
 
 __all__ = [
@@ -194,10 +196,23 @@ class ChatModel:
             InputError: No such model, or it cannot be loaded; the message says what to do.
         """
         loaded = loading.load(name, device, dtype, device_map, trust_remote_code=trust_remote_code)
-        model = cls(name, loaded.model, loaded.tokenizer)
-        for notice in loaded.notices:
-            model.add_notice(notice)
-        model.check_sites()
+        try:
+            model = cls(name, loaded.model, loaded.tokenizer)
+            for notice in loaded.notices:
+                model.add_notice(notice)
+            model.tokenize(["a"])
+            log.debug("%s: context %s, ends %s", name, model.context_length, sorted(model.eos_token_ids))
+            model.check_sites()
+        except RefusalError:
+            raise
+        except Exception as error:  # what comes of settings that the libraries took unchecked
+            if is_out_of_memory(error):
+                raise
+            log.debug("%s: cannot be used", name, exc_info=True)
+            raise InputError(
+                f"models: {name}: its files do not fit together ({type(error).__name__}: {first_line(error)}); get the "
+                "whole model anew (-v shows where it was found)"
+            ) from error
         return model
 
     @property
@@ -253,8 +268,19 @@ class ChatModel:
         """Return the token ids of each prompt in its chat frame, with exactly one BOS where the tokenizer has one.
 
         Control tokens that a user wrote into a prompt are read as plain text: they do not end or begin a turn.
+
+        Raises:
+            InputError: The tokenizer is of another model: it gives tokens that the model does not have.
         """
-        return self._chat.tokenize(prompts, system_prompt)
+        found = self._chat.tokenize(prompts, system_prompt)
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        largest = max((max(ids, default=0) for ids in found), default=0)
+        if largest >= rows:
+            raise InputError(
+                f"models: {self.name}: its tokenizer gives token {largest}, and it has embeddings for 0 to {rows - 1}; "
+                "get tokenizer and weights of the same model"
+            )
+        return found
 
     @property
     def _chat(self) -> ChatFrame:

@@ -12,6 +12,7 @@ import pickle
 import re
 import struct
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +43,15 @@ SOURCES = [
 ANY_TEXT = st.text(st.characters(codec=None), max_size=40)
 
 
+@cache
 def calls():
-    """Yield (file, call, name of what is called) over all of the project."""
+    """Return (file, call, name of what is called) over all of the project."""
+    found = []
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
-                yield path.relative_to(ROOT), node, ast.unparse(node.func)
+                found.append((path.relative_to(ROOT), node, ast.unparse(node.func)))
+    return found
 
 
 def given_as(call, keyword):

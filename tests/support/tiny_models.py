@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import transformers
 from tokenizers import Tokenizer, pre_tokenizers
@@ -101,6 +103,18 @@ def make_model(family: str, seed: int = 0) -> ChatModel:
     config = getattr(transformers, name)(**arguments)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return ChatModel(family, model, make_tokenizer())
+
+
+def make_judge(folder: Path) -> Path:
+    """Write a random sequence classifier that can judge responses, and return its folder."""
+    torch.manual_seed(0)
+    labels = {0: "NORMAL", 1: "REJECTION"}
+    config = transformers.LlamaConfig(
+        **_GROUPED, id2label=labels, label2id={label: index for index, label in labels.items()}
+    )
+    transformers.LlamaForSequenceClassification(config).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
 
 
 PROMPTS = (

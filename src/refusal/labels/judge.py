@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,9 @@ from refusal.config import LabelsConfig
 from refusal.errors import InputError
 from refusal.labels.behaviour import Behaviour, Judgement
 from refusal.model_files import check_parts, decisive_files
-from refusal.untrusted import READ_ERRORS, first_line, json_text
+from refusal.untrusted import first_line, json_text
+
+log = logging.getLogger(__name__)
 
 KEY = "labels.judge"
 """What messages call the setting."""
@@ -263,7 +266,8 @@ def _kind(name: str, source: str, arguments: Mapping[str, Any]) -> str:
     """
     try:
         config = AutoConfig.from_pretrained(source, **arguments)
-    except READ_ERRORS as error:
+    except Exception as error:
+        log.debug("%s: its configuration cannot be read", name, exc_info=True)  # whatever libraries raise on its files
         raise InputError(
             f"{KEY}: {name}: its configuration cannot be read: {first_line(error)}; give a model folder"
         ) from error
@@ -280,11 +284,13 @@ def _kind(name: str, source: str, arguments: Mapping[str, Any]) -> str:
 
 def _load_classifier(name: str, source: str, arguments: Mapping[str, Any], device: torch.device) -> tuple[Any, Any]:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            source, output_loading_info=True, dtype=torch.float32, **arguments
-        )
-    except READ_ERRORS as error:
+        with loading.quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                source, output_loading_info=True, dtype=torch.float32, **arguments
+            )
+    except Exception as error:
+        log.debug("%s: cannot be loaded", name, exc_info=True)  # as above
         raise InputError(f"{KEY}: {name} cannot be loaded: {first_line(error)}; get the whole model anew") from error
     if missing := sorted(report["missing_keys"]):
         raise InputError(
