@@ -10,7 +10,7 @@ model undecided instead of compliant; then r is what complied prompts have at th
 `steered` applies them while the model runs; when it ends, also by an error, every hook is gone. No weight is touched.
 Directions may differ between the rows of a batch, so that many of them are tried in one pass. Arithmetic is in float32
 at least, whatever the model's dtype.
-Source: Arditi et al. arXiv 2406.11717, section 2.4 (ablation, addition); Marshall et al. arXiv 2411.09003 (r, clamping).
+Source: Arditi et al. arXiv 2406.11717, section 2.4 (ablation, addition); Marshall et al. arXiv 2411.09003 (r).
 """
 
 from __future__ import annotations
@@ -72,10 +72,13 @@ class Ablation:
             yield place, _within(self.region, frame, self._change(basis, left, frame))
 
     def _change(self, basis: Tensor, left: Tensor | None, frame: Frame) -> Transform:
+        amount = self.amount.to(basis) if isinstance(self.amount, Tensor) else self.amount
+
         def change(value: Tensor) -> Tensor:
             """Take the directions' share of a value less what is to be left."""
             surplus = value if left is None else value - left[frame.kinds(value)]
-            return value - self.amount * (surplus @ basis.mT @ basis)
+            taken: Tensor = surplus @ basis.mT @ basis
+            return value - amount * taken
 
         return change
 
@@ -94,7 +97,8 @@ class Addition:
 
     def changes(self, model: ChatModel, frame: Frame) -> Iterator[tuple[Place, Transform]]:
         """Yield the one place."""
-        vector = self.coefficient * _ready(self.vector, model)
+        vector = _ready(self.vector, model)
+        vector = vector * (self.coefficient.to(vector) if isinstance(self.coefficient, Tensor) else self.coefficient)
         yield stream_after(self.layer), _within(self.region, frame, lambda value: value + vector)
 
 
@@ -113,10 +117,11 @@ class Clamp:
     def changes(self, model: ChatModel, frame: Frame) -> Iterator[tuple[Place, Transform]]:
         """Yield the one place."""
         unit = _ready(self.unit, model)
+        wanted = self.value.to(unit) if isinstance(self.value, Tensor) else self.value
 
         def change(value: Tensor) -> Tensor:
             """Set the projection."""
-            missing: Tensor = self.value - (value * unit).sum(-1, keepdim=True)
+            missing: Tensor = wanted - (value * unit).sum(-1, keepdim=True)
             return value + missing * unit
 
         yield stream_after(self.layer), _within(self.region, frame, change)
@@ -130,10 +135,11 @@ def orthonormal(vectors: Float[Tensor, "direction d_model"]) -> Float[Tensor, "b
     """
     if not torch.isfinite(vectors).all():
         raise ValueError("a direction is not finite")
-    _, sizes, rows = torch.linalg.svd(vectors.double(), full_matrices=False)
     if not vectors.any():
         raise ValueError("the directions are all zero: they span nothing that could be taken out")
-    return rows[sizes > sizes.max() * 1e-9]
+    _, sizes, rows = torch.linalg.svd(vectors.double(), full_matrices=False)
+    basis: Tensor = rows[sizes > sizes.max() * 1e-9]
+    return basis
 
 
 @contextmanager

@@ -21,6 +21,9 @@ from refusal.steering.directional import Intervention, steered
 from refusal.steering.frame import Frame
 from refusal.steering.run import Runs
 
+MAX_LOGITS = 2**28
+"""Logits of one pass, at most (1 GiB in float32), unless one text alone has more."""
+
 
 @dataclass(frozen=True)
 class Text:
@@ -50,8 +53,10 @@ class Losses:
 
 def perplexity(cross_entropy: Estimate) -> Estimate:
     """Return exp of a cross-entropy and of the ends of its interval; the exponential keeps their order."""
-    ends = {name: getattr(cross_entropy, name) for name in ("value", "low", "high")}
-    return replace(cross_entropy, **{name: None if end is None else math.exp(end) for name, end in ends.items()})
+    value, low, high = (
+        None if end is None else math.exp(end) for end in (cross_entropy.value, cross_entropy.low, cross_entropy.high)
+    )
+    return replace(cross_entropy, value=value, low=low, high=high)
 
 
 @torch.no_grad()
@@ -82,7 +87,14 @@ def losses(runs: Runs, texts: Sequence[Text], interventions: Sequence[Interventi
         is_scored = torch.arange(n_kept - 2, -1, -1, device=nats.device)[None] < lengths[:, None]
         return torch.where(is_scored, nats, 0).double().sum(1).cpu()
 
-    parts, _ = in_batches(len(order), batch_size_for(whole, runs.batch_size), run)
+    size = min(batch_size_for(whole, runs.batch_size), _rows_that_fit(texts, runs.model.vocab_size))
+    parts, _ = in_batches(len(order), size, run)
     nats = np.empty(len(texts))
     nats[order] = torch.cat(parts).numpy() if parts else np.empty(0)
     return Losses(nats, np.array([len(text.scored) for text in texts], dtype=np.float64))
+
+
+def _rows_that_fit(texts: Sequence[Text], vocab_size: int) -> int:
+    """Return how many texts may be scored together: their logits, unlike those of one position, are large."""
+    longest = max((len(text.scored) for text in texts), default=0) + 1
+    return max(1, MAX_LOGITS // (longest * vocab_size))

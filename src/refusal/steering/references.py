@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from refusal.capture import batch_size_for, in_batches
-from refusal.models import SiteUse
+from refusal.models import SiteUse, TokenBatch
 from refusal.steering.directional import Place, Reference
 from refusal.steering.frame import Frame
 from refusal.steering.run import Runs
@@ -44,12 +45,10 @@ def mean_reference(runs: Runs, token_ids: Sequence[Sequence[int]], answers: Sequ
         frame = Frame.of_texts(
             runs.frame.n_template, [len(token_ids[row]) for row in chosen], [len(whole[row]) for row in chosen]
         )
-        is_token = tokens.is_token.cpu()
-        kinds = frame.given[is_token] if frame.given is not None else is_token.new_zeros(0)
-        found: dict[Place, Tensor] = {}
+        is_of_kind = _is_of_kind(tokens, frame, n_kinds)
         with ExitStack() as stack:
             for place in places:
-                use = _keep(place, found)
+                use = _add_up(is_of_kind, sums[place])
                 stack.enter_context(model.on_stream_start(use) if place is None else model.on_site(place, use))
             model.model(
                 input_ids=tokens.input_ids,
@@ -58,20 +57,26 @@ def mean_reference(runs: Runs, token_ids: Sequence[Sequence[int]], answers: Sequ
                 use_cache=False,
                 logits_to_keep=1,
             )
-        for place, value in found.items():
-            sums[place].index_add_(0, kinds, value.cpu()[is_token].double())
-        counts.index_add_(0, kinds, torch.ones(len(kinds), dtype=torch.float64))
+        counts.add_(is_of_kind.sum((0, 2)).double().cpu())
 
     in_batches(len(order), batch_size_for(whole, runs.batch_size), run)
     return {place: _means(total, counts, runs.frame.readout) for place, total in sums.items()}
 
 
-def _keep(place: Place, found: dict[Place, Tensor]) -> SiteUse:
-    """Return what copies a place's value."""
+def _is_of_kind(tokens: TokenBatch, frame: Frame, n_kinds: int) -> Float[Tensor, "batch kind pos"]:
+    """Return 1 where a token is of a kind, 0 elsewhere and for padding."""
+    kinds = frame.kinds(tokens.input_ids[..., None].float())
+    one_hot = torch.nn.functional.one_hot(kinds, n_kinds).float() * tokens.is_token[..., None]
+    return one_hot.transpose(1, 2)
+
+
+def _add_up(is_of_kind: Tensor, total: Float[Tensor, "kind d_model"]) -> SiteUse:
+    """Return what adds a place's values to the sums of their kinds."""
 
     def use(value: Tensor) -> None:
-        """Copy; the pass goes on unchanged."""
-        found[place] = value.clone()
+        """Add the sums of each prompt, in float64; the pass goes on unchanged."""
+        of_prompts = is_of_kind.to(value.device) @ value.float()
+        total.add_(of_prompts.cpu().double().sum(0))
 
     return use
 

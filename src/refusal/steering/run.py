@@ -1,7 +1,7 @@
 """Run prompts under interventions: numbers from the first token's logits, and whole answers.
 
-`measure` runs every prompt under every variant of an intervention (a direction, a coefficient); rows of one batch may
-have different variants, so small batches are filled. An intervention at all positions changes keys and values of the
+Every prompt runs under every variant of an intervention (a direction, a coefficient). Rows of one batch may have
+different variants, so that small batches are filled. An intervention at all positions changes keys and values of the
 whole prompt, so nothing can be cached between variants; prompts of like length run together.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -19,8 +20,8 @@ from refusal.models import ChatModel
 from refusal.steering.directional import DEFAULT_FRAME, Intervention, steered
 from refusal.steering.frame import Frame
 
-Vary = Callable[[Int[Tensor, " row"]], Intervention]
-"""Makes the intervention of a batch from the number of the variant of each of its rows."""
+Vary = Callable[[Int[Tensor, " row"]], Sequence[Intervention]]
+"""Makes the interventions of a batch from the number of the variant of each of its rows."""
 Score = Callable[[Float[Tensor, "row vocab"], Int[Tensor, " row"]], Float[Tensor, "row score"]]
 """Numbers from the first-token logits (float32) of rows and the numbers of their prompts."""
 
@@ -37,26 +38,32 @@ class Runs:
 
 
 @dataclass(frozen=True)
-class Responses:
-    """Greedy answers, in the order of the prompts."""
+class Response:
+    """A greedy answer."""
 
-    token_ids: tuple[tuple[int, ...], ...]
+    token_ids: tuple[int, ...]
     """Without the end-of-sequence token."""
-    ended: tuple[bool, ...]
+    ended: bool
     """True where the answer ended with an end-of-sequence token."""
 
-    def texts(self, model: ChatModel, prefix: Sequence[int] = ()) -> list[str]:
-        """Return the answers as text, after the tokens that were moved from every answer into the prompt."""
-        return [model.tokenizer.decode([*prefix, *ids], skip_special_tokens=True) for ids in self.token_ids]
+    def text(self, model: ChatModel, prefix: Sequence[int] = ()) -> str:
+        """Return the answer as text, after the tokens that were moved from every answer into the prompt."""
+        return str(model.tokenizer.decode([*prefix, *self.token_ids], skip_special_tokens=True))
+
+
+def unchanged(variants: Int[Tensor, " row"]) -> Sequence[Intervention]:
+    """Intervene nowhere: the one variant of a baseline."""
+    return ()
+
+
+def same(*interventions: Intervention) -> Vary:
+    """Return the one variant in which all rows have the same interventions."""
+    return lambda variants: interventions
 
 
 @torch.no_grad()
 def measure(
-    runs: Runs,
-    token_ids: Sequence[Sequence[int]],
-    n_variants: int,
-    vary: Vary,
-    score: Score,
+    runs: Runs, token_ids: Sequence[Sequence[int]], n_variants: int, vary: Vary, score: Score
 ) -> Float[Tensor, "variant prompt score"]:
     """Return scores of every prompt under every variant, float64 on the CPU.
 
@@ -64,25 +71,18 @@ def measure(
         runs: The model and how it is run.
         token_ids: Prompts as `ChatModel.tokenize` gives them.
         n_variants: How many variants there are.
-        vary: Makes the intervention of a batch.
+        vary: Makes the interventions of a batch.
         score: Makes numbers of logits; the logits themselves are not kept.
     """
-    order = sorted(range(len(token_ids)), key=lambda prompt: (len(token_ids[prompt]), prompt))
-    prompts = torch.tensor(order, dtype=torch.long).repeat_interleave(n_variants)
-    variants = torch.arange(n_variants).repeat(len(order))
 
-    def run(rows: range) -> Tensor:
+    def run(prompts: list[int], variants: Int[Tensor, " row"]) -> list[Tensor]:
         """Return the scores of some rows."""
-        chosen = slice(rows.start, rows.stop)
-        with steered(runs.model, vary(variants[chosen]), frame=runs.frame):
-            logits = readout_logits(runs.model, [token_ids[prompt] for prompt in prompts[chosen].tolist()])
-        return score(logits, prompts[chosen]).double().cpu()
+        with steered(runs.model, *vary(variants), frame=runs.frame):
+            logits = readout_logits(runs.model, [token_ids[prompt] for prompt in prompts])
+        return list(score(logits, torch.tensor(prompts)).cpu().double())
 
-    parts, _ = in_batches(len(prompts), batch_size_for(token_ids, runs.batch_size), run)
-    rows = torch.cat(parts)
-    scores = torch.empty(n_variants, len(order), rows.shape[1], dtype=torch.float64)
-    scores[variants, prompts] = rows
-    return scores
+    by_variant = _over_rows(runs, token_ids, n_variants, run)
+    return torch.stack([torch.stack(rows) for rows in by_variant])
 
 
 @torch.no_grad()
@@ -101,19 +101,37 @@ def readout_logits(model: ChatModel, token_ids: Sequence[Sequence[int]]) -> Floa
 
 
 def respond(
-    runs: Runs, token_ids: Sequence[Sequence[int]], interventions: Sequence[Intervention], max_new_tokens: int
-) -> Responses:
-    """Return greedy answers under interventions that are the same for all prompts."""
+    runs: Runs, token_ids: Sequence[Sequence[int]], n_variants: int, vary: Vary, max_new_tokens: int
+) -> list[list[Response]]:
+    """Return greedy answers, `[variant][prompt]`, to every prompt under every variant."""
+
+    def run(prompts: list[int], variants: Int[Tensor, " row"]) -> list[Response]:
+        """Return the answers of some rows."""
+        with steered(runs.model, *vary(variants), frame=runs.frame):
+            found = capture(runs.model, [token_ids[prompt] for prompt in prompts], [], max_new_tokens)
+        return [Response(tuple(answer), ended) for answer, ended in zip(found.answers, found.ended, strict=True)]
+
+    return _over_rows(runs, token_ids, n_variants, run)
+
+
+Result = TypeVar("Result")
+
+
+def _over_rows(
+    runs: Runs,
+    token_ids: Sequence[Sequence[int]],
+    n_variants: int,
+    run: Callable[[list[int], Int[Tensor, " row"]], list[Result]],
+) -> list[list[Result]]:
+    """Return the result of every prompt under every variant, `[variant][prompt]`, running prompts by length."""
     order = sorted(range(len(token_ids)), key=lambda prompt: (len(token_ids[prompt]), prompt))
+    pairs = [(prompt, variant) for prompt in order for variant in range(n_variants)]
 
-    def run(rows: range) -> list[tuple[tuple[int, ...], bool]]:
-        """Return the answers of some prompts."""
-        batch = [token_ids[order[row]] for row in rows]
-        with steered(runs.model, *interventions, frame=runs.frame):
-            found = capture(runs.model, batch, [], max_new_tokens)
-        return [(tuple(answer), ended) for answer, ended in zip(found.answers, found.ended, strict=True)]
+    def run_rows(rows: range) -> list[Result]:
+        """Run one batch."""
+        chosen = pairs[rows.start : rows.stop]
+        return run([prompt for prompt, _ in chosen], torch.tensor([variant for _, variant in chosen]))
 
-    parts, _ = in_batches(len(order), batch_size_for(token_ids, runs.batch_size), run)
-    by_prompt = dict(zip(order, (row for part in parts for row in part), strict=True))
-    rows = [by_prompt[prompt] for prompt in range(len(order))]
-    return Responses(tuple(answer for answer, _ in rows), tuple(ended for _, ended in rows))
+    parts, _ = in_batches(len(pairs), batch_size_for(token_ids, runs.batch_size), run_rows)
+    found = dict(zip(pairs, (result for part in parts for result in part), strict=True))
+    return [[found[prompt, variant] for prompt in range(len(order))] for variant in range(n_variants)]

@@ -1,0 +1,156 @@
+"""The JSON artefacts of the directions stage, in `directions/MODEL/`: one class a file, a sentence a field.
+
+m is the refusal metric at the first answer token, in logits. Layers are ours: N is `residuals_N`, the stream after
+block N; `published_layer` counts as the published code does (the input of that block), N + 1.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from refusal.record import Artefact, Record
+from refusal.schemas import Measure, Rate
+
+MADE_BY = "python run_directions.py --config FILE"
+
+
+AblateTo = Literal["zero", "complied"]
+"""What ablation leaves: nothing (published), or what complied prompts have at the same place."""
+
+
+class Candidate(Record):
+    """One candidate direction under one kind of ablation, scored on the validation prompts."""
+
+    position: int = Field(description="Counted from the end of the prompt; -1 is the readout position.")
+    layer: int = Field(description="The stream after this block.")
+    published_layer: int = Field(description="The same place as the published code counts: the input of this block.")
+    ablate_to: AblateTo = Field(description="What ablation leaves in place of the direction.")
+    norm: float = Field(description="Length of the difference in means.")
+    bypass: float | None = Field(description="Mean m of refused prompts under ablation; low: refusal is bypassed.")
+    bypass_published: float | None = Field(
+        description="The same in the published form: log P - log(1 - P), P: probability of the refusal openers."
+    )
+    induce: float | None = Field(description="Mean m of complied prompts with the difference in means added once.")
+    induce_published: float | None = Field(description="The same in the published form.")
+    kl: float | None = Field(
+        description="Mean Kullback-Leibler divergence of the first token's distribution under ablation from the one "
+        "without, on complied prompts, nats."
+    )
+    left_out: tuple[str, ...] = Field(description="Which filters it fails; empty: it passes.")
+
+
+class Filters(Record):
+    """What a candidate must satisfy."""
+
+    max_depth: float = Field(description="published_layer must be below this share of the layers.")
+    max_kl: float
+    min_induce: float
+
+
+class Selection(Artefact):
+    """`selection.json`: the scores of every candidate and which was chosen; `selection.csv` holds the same table."""
+
+    SCHEMA = "refusal-circuits/direction-selection/1"
+    MADE_BY = MADE_BY
+    model: str
+    plan: str = Field(description="Hash of all that the scores depend on; another plan is scored anew.")
+    n_refused: int = Field(description="Refused validation prompts.")
+    n_complied: int = Field(description="Complied validation prompts.")
+    n_layers: int
+    baseline_refused: float = Field(description="Mean m of the refused prompts as they are.")
+    baseline_complied: float
+    filters: Filters
+    candidates: tuple[Candidate, ...]
+    chosen: int = Field(description="Index of the chosen candidate.")
+    fallback: str | None = Field(description="Why a candidate was chosen that fails a filter; null when it passes all.")
+
+
+class Behaviours(Record):
+    """What the model did with some prompts."""
+
+    refused: Rate
+    complied: Rate
+    other: Rate = Field(description="Partly refused, or no detector could tell.")
+
+
+class Condition(Record):
+    """The answers to the test prompts under one intervention."""
+
+    name: str = Field(description="baseline, ablation, published ablation, addition or subtraction.")
+    intervention: str = Field(description="What was done, in words.")
+    groups: dict[str, Behaviours] = Field(
+        description="By what the model did without intervention (refused, complied), by dataset label (toxic, safe), "
+        "and by category among the refused."
+    )
+    cross_entropy: Measure = Field(description="Nats per token of the model's own complied answers.")
+    perplexity: Measure
+    text_cross_entropy: Measure | None = Field(description="The same on the text file of the configuration, if any.")
+    text_perplexity: Measure | None
+
+
+class DosePoint(Record):
+    """One dose of a curve."""
+
+    dose: float = Field(description="Times the difference in means; of an ablation, the share that is taken.")
+    refused: Rate
+    metric: Measure = Field(description="Mean m.")
+    random_refused: tuple[float, ...] = Field(description="Share refused with each random direction.")
+    random_metric: tuple[float, ...] = Field(description="Mean m with each random direction.")
+
+
+class DoseCurve(Record):
+    """How refusal follows the dose of an intervention."""
+
+    intervention: Literal["addition", "subtraction", "ablation"]
+    prompts: Literal["refused", "complied"] = Field(description="Which test prompts, by what the model did.")
+    points: tuple[DosePoint, ...]
+
+
+class ProbeResult(Record):
+    """A probe at one layer, read at the readout position."""
+
+    kind: Literal["logistic", "mass_mean", "mass_mean_covariance"]
+    layer: int
+    accuracy: Measure
+    auc: Measure
+
+
+class Separated(Record):
+    """How far apart test prompts lie along a layer's difference in means."""
+
+    layer: int
+    separation: Measure = Field(description="Cohen's d of the projections, refused less complied.")
+
+
+class Chosen(Record):
+    """The selected direction and how it is used."""
+
+    position: int
+    layer: int
+    site: str
+    norm: float
+    ablate_to: AblateTo
+    steer_at: Literal["all", "answer", "readout"]
+    steer_at_reason: str
+
+
+class Directions(Artefact):
+    """`directions.json`: everything of the stage but the tables that have a file of their own."""
+
+    SCHEMA = "refusal-circuits/directions/1"
+    MADE_BY = MADE_BY
+    model: str
+    reason: str | None = Field(description="Why no direction could be formed or selected; else null.")
+    contrast: Literal["behaviour", "dataset_label"]
+    n: dict[str, dict[str, int]] = Field(description="Prompts by part (train, validation, test) and side.")
+    n_by_category: dict[str, dict[str, int]] = Field(description="Training prompts by category and side.")
+    positions: tuple[int, ...]
+    norms: tuple[tuple[float, ...], ...] = Field(description="Norm of the difference in means by position and layer.")
+    chosen: Chosen | None
+    separation: tuple[Separated, ...]
+    probes: tuple[ProbeResult, ...]
+    conditions: tuple[Condition, ...]
+    doses: tuple[DoseCurve, ...]
+    notices: tuple[str, ...]
