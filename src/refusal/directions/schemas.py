@@ -49,6 +49,13 @@ class Filters(Record):
     min_induce: float
 
 
+class RegionTrial(Record):
+    """What the chosen direction does on validation prompts when it acts in one region."""
+
+    removed: float = Field(description="Share of refused prompts answered under ablation.")
+    induced: float = Field(description="Share of complied prompts refused under addition.")
+
+
 class Selection(Artefact):
     """`selection.json`: the scores of every candidate and which was chosen; `selection.csv` holds the same table."""
 
@@ -65,6 +72,10 @@ class Selection(Artefact):
     candidates: tuple[Candidate, ...]
     chosen: int = Field(description="Index of the chosen candidate.")
     fallback: str | None = Field(description="Why a candidate was chosen that fails a filter; null when it passes all.")
+    regions: dict[str, RegionTrial] = Field(
+        description="What was tried to decide where to act; empty: it was asked for."
+    )
+    steer_at: Literal["all", "answer", "readout"] = Field(description="Where interventions act.")
 
 
 class Behaviours(Record):
@@ -75,19 +86,31 @@ class Behaviours(Record):
     other: Rate = Field(description="Partly refused, or no detector could tell.")
 
 
-class Condition(Record):
-    """The answers to the test prompts under one intervention."""
+class SteeredAnswer(Record):
+    """One answer under an intervention."""
 
+    id: str = Field(description="Id of the prompt.")
+    response: str
+    behaviour: Literal["refused", "partly_refused", "complied", "cannot_tell"]
+
+
+class Condition(Artefact):
+    """`responses/NAME.json`: the answers to the test prompts under one intervention, and what it costs on text."""
+
+    SCHEMA = "refusal-circuits/steered-responses/1"
+    MADE_BY = MADE_BY
+    plan: str = Field(description="Hash of all that the answers depend on.")
     name: str = Field(description="baseline, ablation, published ablation, addition or subtraction.")
     intervention: str = Field(description="What was done, in words.")
     groups: dict[str, Behaviours] = Field(
         description="By what the model did without intervention (refused, complied), by dataset label (toxic, safe), "
-        "and by category among the refused."
+        "and by category among the refused (refused: CATEGORY)."
     )
-    cross_entropy: Measure = Field(description="Nats per token of the model's own complied answers.")
+    cross_entropy: Measure = Field(description="Nats per token of the model's own complied answers to test prompts.")
     perplexity: Measure
     text_cross_entropy: Measure | None = Field(description="The same on the text file of the configuration, if any.")
     text_perplexity: Measure | None
+    answers: tuple[SteeredAnswer, ...]
 
 
 class DosePoint(Record):
@@ -96,16 +119,25 @@ class DosePoint(Record):
     dose: float = Field(description="Times the difference in means; of an ablation, the share that is taken.")
     refused: Rate
     metric: Measure = Field(description="Mean m.")
-    random_refused: tuple[float, ...] = Field(description="Share refused with each random direction.")
+    random_refused: tuple[float, ...] = Field(description="Share refused with each random direction of equal norm.")
     random_metric: tuple[float, ...] = Field(description="Mean m with each random direction.")
 
 
 class DoseCurve(Record):
-    """How refusal follows the dose of an intervention."""
+    """How refusal follows the dose of an intervention on test prompts."""
 
     intervention: Literal["addition", "subtraction", "ablation"]
     prompts: Literal["refused", "complied"] = Field(description="Which test prompts, by what the model did.")
     points: tuple[DosePoint, ...]
+
+
+class DoseFile(Artefact):
+    """`doses.json`: the dose-response curves."""
+
+    SCHEMA = "refusal-circuits/dose-response/1"
+    MADE_BY = MADE_BY
+    plan: str = Field(description="Hash of all that the curves depend on; curves of another plan are made anew.")
+    curves: tuple[DoseCurve, ...]
 
 
 class ProbeResult(Record):
@@ -133,11 +165,11 @@ class Chosen(Record):
     norm: float
     ablate_to: AblateTo
     steer_at: Literal["all", "answer", "readout"]
-    steer_at_reason: str
+    fallback: str | None = Field(description="Why it was chosen though it fails a filter; else null.")
 
 
 class Directions(Artefact):
-    """`directions.json`: everything of the stage but the tables that have a file of their own."""
+    """`directions.json`: what the stage found; selection, answers and dose-response have files of their own."""
 
     SCHEMA = "refusal-circuits/directions/1"
     MADE_BY = MADE_BY
@@ -146,11 +178,9 @@ class Directions(Artefact):
     contrast: Literal["behaviour", "dataset_label"]
     n: dict[str, dict[str, int]] = Field(description="Prompts by part (train, validation, test) and side.")
     n_by_category: dict[str, dict[str, int]] = Field(description="Training prompts by category and side.")
-    positions: tuple[int, ...]
+    positions: tuple[int, ...] = Field(description="Positions that directions were read at.")
     norms: tuple[tuple[float, ...], ...] = Field(description="Norm of the difference in means by position and layer.")
     chosen: Chosen | None
-    separation: tuple[Separated, ...]
+    separation: tuple[Separated, ...] = Field(description="By layer, at the readout position, on test prompts.")
     probes: tuple[ProbeResult, ...]
-    conditions: tuple[Condition, ...]
-    doses: tuple[DoseCurve, ...]
     notices: tuple[str, ...]
