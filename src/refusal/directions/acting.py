@@ -19,6 +19,9 @@ from refusal.directions.schemas import AblateTo, RegionTrial
 from refusal.steering.directional import Ablation, Addition, Intervention, Reference
 from refusal.steering.frame import Region
 
+CONDITIONS = ("baseline", "ablation", "published ablation", "addition", "subtraction")
+"""Names of what is tried on test prompts."""
+
 
 @dataclass(frozen=True)
 class Acting:
@@ -82,4 +85,5 @@ def random_directions(direction: Direction, n: int, seed: int) -> Float[Tensor, 
     """Return random directions, uniform over the sphere of the direction's norm, float64."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(n, len(direction.raw), generator=generator, dtype=torch.float64)
-    return drawn / drawn.norm(dim=-1, keepdim=True) * direction.norm
+    scaled: Tensor = drawn / drawn.norm(dim=-1, keepdim=True) * direction.norm
+    return scaled

@@ -22,6 +22,7 @@ from refusal.capture import batch_size_for, in_batches
 from refusal.directions.candidates import GroupSums, PromptActs
 from refusal.errors import InputError
 from refusal.models import ChatModel, SiteUse
+from refusal.steering.run import Runs
 
 log = logging.getLogger(__name__)
 
@@ -79,23 +80,22 @@ def positions_for(token_ids: Sequence[Sequence[int]], configured: str | int) -> 
 
 @torch.no_grad()
 def collect(
-    model: ChatModel,
+    runs: Runs,
     token_ids: Sequence[Sequence[int]],
     groups: Sequence[int],
     positions: tuple[int, ...],
     prompt_ids: Sequence[str],
-    batch_size: str | int = "auto",
 ) -> Activations:
     """Run prompts once and return sums over their groups, and their own activations.
 
     Args:
-        model: The model.
+        runs: The model and its batch size.
         token_ids: Prompts as `ChatModel.tokenize` gives them.
         groups: The group of each prompt, from 0; -1: in no group, but kept.
         positions: As in `MeanDiffs`.
         prompt_ids: Names of the prompts.
-        batch_size: Prompts per batch; auto: as memory allows.
     """
+    model = runs.model
     n_groups = max(groups, default=-1) + 1
     shape = (len(positions), model.n_layers + 1, model.d_model)
     sums = torch.zeros(n_groups, *shape, dtype=torch.float64)
@@ -112,7 +112,7 @@ def collect(
         sums.index_add_(0, group[chosen][is_grouped], values[is_grouped].double())
         acts[chosen] = values[:, -kept:, 1:].float()
 
-    in_batches(len(order), batch_size_for(token_ids, batch_size), run)
+    in_batches(len(order), batch_size_for(token_ids, runs.batch_size), run)
     counts = torch.bincount(group[group >= 0], minlength=n_groups)
     return Activations(
         GroupSums(sums[:, :, 1:], sums[:, :, 0], counts, positions),

@@ -31,6 +31,7 @@ from refusal.steering.directional import Ablation, Addition, Intervention
 from refusal.steering.run import measure
 
 CurveName = Literal["addition", "subtraction", "ablation"]
+CURVES: tuple[CurveName, ...] = ("addition", "subtraction", "ablation")
 AMOUNTS = (0.25, 0.5, 0.75, 1.0)
 """Shares of the projection that an ablation takes."""
 

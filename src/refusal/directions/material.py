@@ -96,8 +96,9 @@ class Material:
         categories = [label.category for label in self.labels]
         return chosen if at_most is None else spread(chosen, categories, at_most)
 
+    @cached_property
     def own_categories(self) -> tuple[str, ...]:
-        """Return the categories that have enough training prompts of each side for a direction of their own."""
+        """Categories that have enough training prompts of each side for a direction of their own."""
         return tuple(
             category
             for category in self.categories

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from refusal.record import Artefact, Record
-from refusal.schemas import Measure, Rate
+from refusal.schemas import Interval, Measure, Rate
 
 MADE_BY = "python run_directions.py --config FILE"
 
@@ -29,15 +29,18 @@ class Candidate(Record):
     ablate_to: AblateTo = Field(description="What ablation leaves in place of the direction.")
     norm: float = Field(description="Length of the difference in means.")
     bypass: float | None = Field(description="Mean m of refused prompts under ablation; low: refusal is bypassed.")
+    bypass_ci: Interval = Field(description="95 % bootstrap interval over validation prompts; so are the others.")
     bypass_published: float | None = Field(
         description="The same in the published form: log P - log(1 - P), P: probability of the refusal openers."
     )
     induce: float | None = Field(description="Mean m of complied prompts with the difference in means added once.")
+    induce_ci: Interval
     induce_published: float | None = Field(description="The same in the published form.")
     kl: float | None = Field(
         description="Mean Kullback-Leibler divergence of the first token's distribution under ablation from the one "
         "without, on complied prompts, nats."
     )
+    kl_ci: Interval
     left_out: tuple[str, ...] = Field(description="Which filters it fails; empty: it passes.")
 
 

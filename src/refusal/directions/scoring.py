@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -21,10 +22,14 @@ from torch import Tensor
 from refusal.directions.candidates import Direction, MeanDiffs
 from refusal.directions.schemas import AblateTo, Candidate
 from refusal.metric import RefusalMetric
+from refusal.schemas import Interval
+from refusal.stats import bootstrap_mean
 from refusal.steering.directional import Ablation, Addition, Intervention, Reference
 from refusal.steering.frame import Region
 from refusal.steering.run import Runs, measure, unchanged
 
+DRAWS = 1000
+"""Bootstrap draws of a score's interval."""
 _EPSILON = 1e-8
 _M, _PUBLISHED, _KL = range(3)
 
@@ -62,10 +67,12 @@ class Scorer:
         runs: The model and how it is run.
         metric: m.
         validation: The prompts.
+        seed: Decides the draws of the intervals.
     """
 
-    def __init__(self, runs: Runs, metric: RefusalMetric, validation: Validation) -> None:
+    def __init__(self, runs: Runs, metric: RefusalMetric, validation: Validation, seed: int = 0) -> None:
         self.runs = runs
+        self.seed = seed
         self.metric = metric
         self.validation = validation
         n_complied = len(validation.complied)
@@ -102,10 +109,13 @@ class Scorer:
                         ablate_to=name,
                         norm=direction.norm,
                         bypass=_number(bypassed[index, :, _M]),
+                        bypass_ci=self._interval(bypassed[index, :, _M]),
                         bypass_published=_number(bypassed[index, :, _PUBLISHED]),
                         induce=_number(induced[index, :, _M]),
+                        induce_ci=self._interval(induced[index, :, _M]),
                         induce_published=_number(induced[index, :, _PUBLISHED]),
                         kl=_number(harmless[index, :, _KL]),
+                        kl_ci=self._interval(harmless[index, :, _KL]),
                         left_out=(),
                     )
                 )
@@ -139,6 +149,10 @@ class Scorer:
             found = measure(self.runs, self.validation.complied, len(rows), vary, self._score)
             parts |= dict(zip(rows, found, strict=True))
         return torch.stack([parts[index] for index in range(len(directions))])
+
+    def _interval(self, values: Float[Tensor, " prompt"]) -> Interval:
+        found = bootstrap_mean(values.numpy(), np.random.default_rng([self.seed, 5]), n_draws=DRAWS)
+        return found.low, found.high
 
     def _score(self, logits: Tensor, prompts: Tensor) -> Float[Tensor, "row score"]:
         published = published_score(logits, self.metric.refusal_openers)

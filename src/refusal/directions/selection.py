@@ -53,7 +53,9 @@ def choose(candidates: Sequence[Candidate], n_layers: int, filters: Filters) -> 
     passing = [index for index in measured if not failures(candidates[index], n_layers, filters)]
     if passing:
         return _least(candidates, passing), None
-    shallow = [index for index in measured if not is_too_deep(candidates[index], n_layers, filters)] or measured
+    shallow = [index for index in measured if not is_too_deep(candidates[index], n_layers, filters)]
+    before_last = [index for index in measured if candidates[index].published_layer < n_layers]
+    shallow = shallow or before_last or measured
     best = _least(candidates, shallow)
     failed = ", ".join(failures(candidates[best], n_layers, filters))
     return best, (

@@ -33,6 +33,8 @@ class Text:
     """Tokens of the prompt in its chat frame; at least one."""
     scored: tuple[int, ...]
     """Tokens whose probability is asked for; at least one."""
+    is_chat: bool = True
+    """Whether `given` is a prompt in its chat frame; else all tokens count as answer when a region is asked for."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ def losses(runs: Runs, texts: Sequence[Text], interventions: Sequence[Interventi
         chosen = [order[row] for row in rows]
         tokens = runs.model.pad([whole[row] for row in chosen])
         frame = Frame.of_texts(
-            runs.frame.n_template, [len(texts[row].given) for row in chosen], [len(whole[row]) for row in chosen]
+            runs.frame.n_template,
+            [len(texts[row].given) if texts[row].is_chat else 0 for row in chosen],
+            [len(whole[row]) for row in chosen],
         )
         n_kept = max(len(texts[row].scored) for row in chosen) + 1
         with steered(runs.model, *interventions, frame=frame):

@@ -83,5 +83,5 @@ def _add_up(is_of_kind: Tensor, total: Float[Tensor, "kind d_model"]) -> SiteUse
 
 def _means(total: Tensor, counts: Tensor, readout: int) -> Tensor:
     means = total / counts.clamp_min(1)[:, None]
-    means[counts == 0] = means[readout]
+    means[counts == 0] = means[readout].clone()
     return means
