@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from circuits.direction_figures import FIGURES
 from circuits.direction_summary import direction_summary
-from circuits.plot_directions import FIGURES
 from circuits.plot_style import save_figure
 from circuits.report import write_text
 from refusal.artefacts import ResultPaths

@@ -39,7 +39,7 @@ def _chosen(found: Found) -> str:
     left = {"zero": "nothing", "complied": "what complied prompts have there"}[chosen.ablate_to]
     return (
         f"Read at {chosen.site}, position {chosen.position}; norm {number(chosen.norm)}. Ablation leaves {left}; "
-        f"interventions act at: {chosen.steer_at}. On {plural(selection.n_refused, 'refused')} and "
+        f"interventions act at: {chosen.steer_at}. On {selection.n_refused} refused and "
         f"{selection.n_complied} complied validation prompts: m {number(selection.baseline_refused)} -> "
         f"{number(best.bypass)} under ablation, {number(selection.baseline_complied)} -> {number(best.induce)} under "
         f"addition, KL {number(best.kl, 3)} nats."

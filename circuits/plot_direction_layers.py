@@ -47,8 +47,11 @@ def layers_figure(found: Found) -> Figure:
         results = [each for each in directions.probes if each.kind == kind]
         _line(panels[0], [each.accuracy for each in results], colour)
         _line(panels[1], [each.auc for each in results], colour)
+    for axes in panels[:2]:
+        axes.set_ylim(min(0.45, axes.get_ylim()[0]), 1.02)
+        axes.axhline(0.5, color=INK, linewidth=0.9, linestyle=":")
     _line(panels[2], [each.separation for each in directions.separation], INK)
-    shades = np.linspace(0.75, 0.0, len(directions.positions))
+    shades = np.linspace(0.75, 0.0, len(directions.positions) + 1)[1:]
     for shade, norms in zip(shades, directions.norms, strict=True):
         panels[3].plot(range(len(norms)), norms, color=str(shade), linewidth=1.5, marker="o", markersize=3.4)
     line = (
@@ -61,10 +64,9 @@ def layers_figure(found: Found) -> Figure:
         for label, colour in zip(_PROBES.values(), COLOURS, strict=False)
     ]
     add_legend(figure, handles, 0.25, 0.5, ncols=3, handlelength=2.6, columnspacing=2.0)
-    positions = (
-        "" if len(directions.positions) == 1 else f"; norm: a line a position, darkest {directions.positions[-1]}"
-    )
-    note = f"Bands: 95 % intervals (accuracy: Wilson; AUC: Newcombe; separation: bootstrap over prompts){positions}."
+    several = len(directions.positions) > 1
+    note = "Bands: 95 % intervals (accuracy: Wilson; AUC: Newcombe; separation: bootstrap over prompts); dotted: chance"
+    note += f"; norm: a line a position, darkest {directions.positions[-1]}." if several else "."
     add_notes(figure, wrapped(note, figure.get_size_inches()[0] - 0.6, 8.5))
     return figure
 

@@ -45,7 +45,7 @@ def trials_figure(found: Found) -> Figure:
     _rows(axes, [], len(conditions))
     where = f"interventions act at: {found.directions.chosen.steer_at}" if found.directions.chosen else ""
     add_head(figure, f"{name(found.directions.model, 48)}: answers to test prompts", where)
-    colours = {"refused": NEGATIVE, "complied": POSITIVE, "neither": _NEITHER}
+    colours = {"refused": POSITIVE, "complied": NEGATIVE, "neither": _NEITHER}
     add_legend(figure, [Patch(color=c, label=label) for label, c in colours.items()], 0.25, 0.5, ncols=3)
     note = (
         "Whiskers: 95 % Wilson intervals of the share refused; of cross-entropy: 95 % bootstrap intervals over texts. "
@@ -66,7 +66,7 @@ def _rows(axes: Axes, conditions: list[Condition], n: int) -> None:
 def _draw_shares(axes: Axes, found: list[Behaviours]) -> None:
     places = np.arange(len(found))
     left = np.zeros(len(found))
-    for kind, colour in (("refused", NEGATIVE), ("other", _NEITHER), ("complied", POSITIVE)):
+    for kind, colour in (("refused", POSITIVE), ("other", _NEITHER), ("complied", NEGATIVE)):
         shares = np.array([getattr(each, kind).value or 0.0 for each in found])
         axes.barh(places, shares, left=left, height=0.66, color=colour)
         left += shares

@@ -37,7 +37,7 @@ _TITLES = {
 _DOSES = {
     "addition": "times the difference in means",
     "subtraction": "times the difference in means",
-    "ablation": "share of the projection taken",
+    "ablation": "share of the projection taken at each place",
 }
 
 

@@ -32,8 +32,8 @@ from refusal.steering.run import measure
 
 CurveName = Literal["addition", "subtraction", "ablation"]
 CURVES: tuple[CurveName, ...] = ("addition", "subtraction", "ablation")
-AMOUNTS = (0.25, 0.5, 0.75, 1.0)
-"""Shares of the projection that an ablation takes."""
+AMOUNTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the projection that an ablation takes at each place; along the depth they add up."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def dose_curve(name: CurveName, answerer: Answerer, acting: Acting, random: Floa
     refused = name != "addition"
     rows = material.rows(Part.TEST, refused=refused, at_most=material.settings.test_prompts)
     sign = -1.0 if name == "subtraction" else 1.0
-    doses = AMOUNTS if name == "ablation" else tuple(sign * dose for dose in material.settings.coefficients)
+    doses = AMOUNTS if name == "ablation" else tuple(sign * dose for dose in (0.0, *material.settings.coefficients))
     varied = Varied(acting, torch.cat([acting.direction.raw[None], random]), doses, name == "ablation")
     answers = answerer.answer(rows, varied.n_variants, varied)
     metric = measure(
