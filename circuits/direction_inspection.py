@@ -11,7 +11,7 @@ from pathlib import Path
 
 from circuits.plot_inspection import inspection_figure
 from circuits.plot_style import save_figure
-from refusal.artefacts import ResultPaths
+from refusal.artefacts import ResultPaths, unsafe_name
 from refusal.directions.inspection import Inspection, inspect
 
 DEFAULT_RESULTS = Path("results")
@@ -29,8 +29,9 @@ def inspect_folder(folder: Path, result_dir: Path | None) -> str:
     """
     found = inspect(folder)
     paths = ResultPaths(DEFAULT_RESULTS if result_dir is None else result_dir)
-    figure = paths.direction_plot(folder.resolve().name, "inspection")
-    save_figure(inspection_figure(folder.resolve().name, found), figure, "png")
+    name = unsafe_name(folder.resolve().name)
+    figure = paths.direction_plot(name, "inspection")
+    save_figure(inspection_figure(name, found), figure, "png")
     return f"{_text(folder, found)}\nwritten: {figure}"
 
 

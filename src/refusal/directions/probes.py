@@ -131,8 +131,8 @@ def _folds(is_refused: Side, n_folds: int, generator: Generator) -> Int[np.ndarr
 
 
 def separation(
-    refused: Float[np.ndarray, " prompt"],
-    complied: Float[np.ndarray, " prompt"],
+    refused: Float[np.ndarray, " refused"],
+    complied: Float[np.ndarray, " complied"],
     generator: Generator,
     n_draws: int = 2000,
 ) -> Estimate:

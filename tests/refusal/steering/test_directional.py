@@ -12,6 +12,7 @@ from refusal.steering import Ablation, Addition, Clamp, Frame, Gate, Gated, Regi
 from refusal.steering.run import Runs, measure, readout_logits, respond, same, unchanged
 
 D_MODEL = 32
+ONE = Frame()
 
 
 def unit(seed=0):
@@ -24,7 +25,7 @@ def logits(model):
         return readout_logits(model, model.tokenize(PROMPTS))
 
 
-def stream(model, layer, *interventions, frame=Frame()):
+def stream(model, layer, *interventions, frame=ONE):
     """Return the residual stream after a block at all positions, [batch, pos, d_model]."""
     site = Site(SiteKind.RESIDUALS, layer)
     with steered(model, *interventions, frame=frame), record(model, [site], last_only=False) as acts:
@@ -44,6 +45,10 @@ def every_intervention():
     }
 
 
+def _fail(_):
+    raise KeyError("broke")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_outputs_are_bit_identical_after_any_intervention_also_after_an_error(tiny_model, family):
     model = tiny_model(family)
@@ -52,9 +57,8 @@ def test_outputs_are_bit_identical_after_any_intervention_also_after_an_error(ti
         with steered(model, intervention):
             assert not torch.equal(logits(model), plain), f"{name} does nothing"
         assert torch.equal(logits(model), plain), name
-        with pytest.raises(KeyError), steered(model, intervention):
-            logits(model)
-            raise KeyError
+        with pytest.raises(KeyError, match="broke"), steered(model, intervention):
+            _fail(logits(model))
         assert torch.equal(logits(model), plain), name
 
 
@@ -164,7 +168,9 @@ def test_steering_acts_on_every_decode_step_when_asked(tiny_model):
         answers = respond(runs, token_ids, 1, same(Addition(push, last, region=region)), 4)[0]
         for answer in answers:
             assert [token == wanted for token in answer.token_ids[:steps]] == [True] * steps
-    assert any(answer.token_ids[1:] != (wanted,) * 3 for answer in answers), "the readout alone does not push later ones"
+    assert any(answer.token_ids[1:] != (wanted,) * 3 for answer in answers), (
+        "the readout alone does not push later ones"
+    )
 
 
 def test_answers_do_not_depend_on_the_batch(tiny_model):

@@ -9,7 +9,6 @@ import torch
 from tiny_models import PROMPTS
 
 from refusal.steering import Addition, Frame, Region
-from refusal.steering.frame import Frame as _Frame
 from refusal.steering.losses import Text, losses, perplexity
 from refusal.steering.references import mean_reference
 from refusal.steering.run import Runs
@@ -59,15 +58,26 @@ def test_the_readout_region_is_the_prompts_last_token_and_absent_from_plain_text
     assert losses(Runs(model), plain, [push]).nats == pytest.approx(losses(Runs(model), plain, ()).nats, abs=1e-5)
     answer = Addition(torch.full((32,), 3.0), 1, region=Region.ANSWER)
     whole = Addition(torch.full((32,), 3.0), 1)
-    assert losses(Runs(model), plain, [answer]).nats == pytest.approx(losses(Runs(model), plain, [whole]).nats, abs=1e-4)
+    assert losses(Runs(model), plain, [answer]).nats == pytest.approx(
+        losses(Runs(model), plain, [whole]).nats, abs=1e-4
+    )
 
 
 def test_a_frame_says_the_kind_of_every_column():
     frame = Frame(n_template=2)
     assert frame.kinds(torch.zeros(1, 5, 4)).tolist() == [[0, 0, 0, 1, 2]]
     assert frame.kinds(torch.zeros(3, 1, 4)).tolist() == [[3]]
-    both = _Frame.of_texts(2, [3, 1], [5, 2])
+    both = Frame.of_texts(2, [3, 1], [5, 2])
     assert both.given.tolist() == [[0, 1, 2, 3, 3], [0, 0, 1, 2, 3]]
+
+
+def run(model, site, ids):
+    """Return a site's value and the embeddings at all positions of one text, [pos, d_model]."""
+    kept = []
+    keep = lambda value: kept.append(value[0].clone())  # noqa: E731
+    with torch.no_grad(), model.on_stream_start(keep), model.on_site(site, keep):
+        model.model(input_ids=ids)
+    return kept[1], kept[0]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -80,17 +90,11 @@ def test_the_reference_is_the_mean_by_kind_of_position(tiny_model, family):
     start = []
     for ids, answer in zip(token_ids, ANSWERS, strict=True):
         whole = torch.tensor([[*ids, *answer]])
-        kept = {}
-        with (
-            torch.no_grad(),
-            model.on_site(site, lambda value: kept.__setitem__("site", value.clone())),
-            model.on_stream_start(lambda value: kept.__setitem__("start", value.clone())),
-        ):
-            model.model(input_ids=whole)
-        for column, row in enumerate(kept["site"][0]):
+        acts, first = run(model, site, whole)
+        for column, row in enumerate(acts):
             kind = min(max(column - len(ids) + 3, 0), 3)
             values[kind].append(row.double())
-        start.append(kept["start"][0, len(ids) - 1].double())
+        start.append(first[len(ids) - 1].double())
     wanted = torch.stack([torch.stack(values[kind]).mean(0) for kind in range(4)])
     assert torch.allclose(found[site], wanted, atol=1e-5)
     assert torch.allclose(found[None][2], torch.stack(start).mean(0), atol=1e-5)
