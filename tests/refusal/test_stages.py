@@ -444,7 +444,7 @@ def test_another_judge_behind_the_same_name_makes_the_labels_anew(tmp_path, llam
 
 
 def test_a_forced_stage_redoes_what_needs_it_and_nothing_that_only_follows(root):
-    """Directions need inference alone: forcing the SAEs before them in the order leaves them, and the other way round."""
+    """Directions need inference alone: forcing the SAEs, which come first, leaves them, and the other way round."""
 
     def job(*forced):
         made = Job(root, models=("a",), forced=frozenset(forced))
