@@ -34,10 +34,10 @@ class GeometryOptions:
 
     draws: int = 1000
     """Bootstrap draws of the cosines."""
-    subspace_draws: int = 100
-    """Bootstrap draws of the subspaces, which take longer."""
     rank: int = 3
-    """Dimensions of a category's subspace, at most half of its refused prompts less one."""
+    """Dimensions of a category's subspace, at most a third of its refused prompts."""
+    jackknife_groups: int = 20
+    """Groups of prompts of the subspaces' jackknife."""
     n_folds: int = 5
     """Folds that choose the number of directions, at most the prompts of the smallest side."""
     seed: int = 0
@@ -88,7 +88,7 @@ def layer_geometry(
         spectrum=spectrum(point, draws, n),
         needed=needed_directions(acts, sides, options.n_folds, np.random.default_rng([options.seed, 3])),
         subspaces=compare_subspaces(
-            acts, sides, options.rank, options.subspace_draws, np.random.default_rng([options.seed, 4])
+            acts, sides, options.rank, options.jackknife_groups, np.random.default_rng([options.seed, 4])
         ),
     )
 

@@ -8,9 +8,10 @@ whether or not it matters for refusing, so subspaces say less than directions, a
 1. Principal angles between two categories from all prompts.
 2. Overlap (mean squared cosine of the angles) between opposite halves of the prompts, the same between the two halves
    of one category as the noise ceiling, and the ratio of the two.
-3. Interval of the mean ratio: prompts are resampled within each half, so that noise enters overlap and ceiling alike.
+3. Intervals by the jackknife over groups of prompts: in a bootstrap draw the same prompt counts twice, which pulls the
+   bases of the two halves together or apart and moves every draw to one side of the estimate.
 
-Source: Bjorck and Golub 1973, Math. Comput. 27, 579 (scipy's `subspace_angles`); refusal as a cone of several
+Source: grouped jackknife, Efron and Tibshirani 1993, section 11.5 and 11.7; Bjorck and Golub 1973, Math. Comput. 27, 579 (scipy's `subspace_angles`); refusal as a cone of several
 directions, Wollschlaeger et al. arXiv 2502.17420.
 """
 
@@ -23,7 +24,6 @@ from scipy.linalg import subspace_angles
 from refusal.directions.geometry_records import Subspaces, as_matrix, or_none
 from refusal.directions.products import MIN_CEILING, Sides, off_diagonal_mean
 from refusal.schemas import Measure
-from refusal.stats import bootstrap_weights, percentile_interval
 
 Bases = Float[np.ndarray, "category rank d_model"]
 """An orthonormal basis for each category, rows."""
@@ -33,7 +33,6 @@ def category_basis(
     refused: Float[np.ndarray, "prompt d_model"],
     complied: Float[np.ndarray, "prompt d_model"],
     rank: int,
-    weights: tuple[Float[np.ndarray, " prompt"], Float[np.ndarray, " complied"]] | None = None,
 ) -> Float[np.ndarray, "rank d_model"]:
     """Return an orthonormal basis of a category's subspace, the strongest direction first.
 
@@ -41,11 +40,8 @@ def category_basis(
         refused: Activations of its refused prompts, at least `rank` of them.
         complied: Activations of its complied prompts.
         rank: Number of directions.
-        weights: How often each refused and each complied prompt counts; None: once.
     """
-    if weights is None:
-        weights = np.ones(len(refused)), np.ones(len(complied))
-    rows = (refused - (weights[1] @ complied) / weights[1].sum()) * np.sqrt(weights[0])[:, None]
+    rows = refused - complied.mean(0)
     # with fewer prompts than dimensions the small Gram matrix holds the same singular vectors
     values, vectors = np.linalg.eigh(rows @ rows.T)
     leading = vectors[:, ::-1][:, :rank].T @ rows
@@ -66,7 +62,7 @@ def compare_subspaces(
     acts: Float[np.ndarray, "prompt d_model"],
     sides: Sides,
     rank: int,
-    n_draws: int,
+    n_groups: int,
     generator: np.random.Generator,
 ) -> Subspaces:
     """Return angles, overlaps and ceilings of the categories' subspaces.
@@ -74,62 +70,51 @@ def compare_subspaces(
     Args:
         acts: One row per prompt.
         sides: Category and side of each prompt.
-        rank: Directions of a subspace; lowered to half of the fewest refused prompts.
-        n_draws: Bootstrap draws.
-        generator: Draws the halves and the bootstrap.
+        rank: Directions of a subspace; lowered to a third of the fewest refused prompts.
+        n_groups: Groups of the jackknife, at least 2; lowered to half of the prompts of the smallest side.
+        generator: Draws the halves and the groups.
     """
     acts = np.asarray(acts, dtype=np.float64)
+    smallest = int(np.bincount(sides.stratum).min())
     fewest = min(len(sides.rows(i, refused=True)) for i in range(sides.n_categories))
-    rank = max(1, min(rank, fewest // 2))
-    everything = np.arange(len(acts))
-    whole = _bases(acts, sides, rank, everything, np.ones(len(acts)))
-    fold = sides.folds(2, generator)
-    halves = [np.flatnonzero(fold == half) for half in (0, 1)]
-    weights = bootstrap_weights(len(acts), n_draws, generator, strata=2 * sides.stratum + fold)
-    point = _overlaps(acts, sides, rank, halves, np.ones(len(acts)))
-    drawn = np.stack([_overlaps(acts, sides, rank, halves, draw) for draw in weights])
+    rank = max(1, min(rank, fewest // 3))
+    n_groups = max(2, min(n_groups, smallest // 2))
+    whole = _bases(acts, sides, rank, np.ones(len(acts), dtype=bool))
+    # a fold per half and group: neighbouring folds are of opposite halves, so both are balanced
+    fold = sides.folds(2 * n_groups, generator)
+    half, group = fold % 2, fold // 2
+    point = _overlaps(acts, sides, rank, half)
+    left_out = [_overlaps(acts, sides, rank, np.where(group == each, -1, half)) for each in range(n_groups)]
+    without = np.stack(left_out)
     names, n = sides.categories, len(sides)
     return Subspaces(
         rank=rank,
         angles={a: {b: _degrees(whole[i], whole[j]) for j, b in enumerate(names)} for i, a in enumerate(names)},
         overlap=as_matrix(point, names),
         ceiling={name: or_none(value) for name, value in zip(names, point.diagonal(), strict=True)},
-        mean_overlap=_mean(point[None], drawn, n),
+        mean_overlap=_mean(point[None], without, n),
         mean_ceiling=or_none(float(point.diagonal().mean())),
-        mean_ratio=_mean(_ratio(point[None]), _ratio(drawn), n),
+        mean_ratio=_mean(_ratio(point[None]), _ratio(without), n),
         chance=rank / acts.shape[1],
     )
 
 
-def _bases(
-    acts: Float[np.ndarray, "prompt d_model"],
-    sides: Sides,
-    rank: int,
-    chosen: Int[np.ndarray, " row"],
-    weights: Float[np.ndarray, " prompt"],
-) -> Bases:
-    """Return each category's basis from some prompts under weights; those drawn 0 times are left out."""
-    drawn = np.zeros(len(acts))
-    drawn[chosen] = weights[chosen]
+def _bases(acts: Float[np.ndarray, "prompt d_model"], sides: Sides, rank: int, chosen: np.ndarray) -> Bases:
+    """Return each category's basis from the chosen prompts."""
     found = []
     for category in range(sides.n_categories):
         refused, complied = (sides.rows(category, refused=side) for side in (True, False))
-        refused, complied = refused[drawn[refused] > 0], complied[drawn[complied] > 0]
-        basis = category_basis(acts[refused], acts[complied], rank, (drawn[refused], drawn[complied]))
-        # a draw of fewer different prompts than the rank spans less; what is missing overlaps with nothing
+        basis = category_basis(acts[refused[chosen[refused]]], acts[complied[chosen[complied]]], rank)
+        # fewer prompts than the rank span less; what is missing overlaps with nothing
         found.append(np.pad(basis, ((0, rank - len(basis)), (0, 0))))
     return np.stack(found)
 
 
 def _overlaps(
-    acts: Float[np.ndarray, "prompt d_model"],
-    sides: Sides,
-    rank: int,
-    halves: list[Int[np.ndarray, " row"]],
-    weights: Float[np.ndarray, " prompt"],
+    acts: Float[np.ndarray, "prompt d_model"], sides: Sides, rank: int, half: Int[np.ndarray, " prompt"]
 ) -> Float[np.ndarray, "category category"]:
     """Return the overlaps between opposite halves, mean of both pairings; the diagonal holds the ceilings."""
-    first, second = (_bases(acts, sides, rank, half, weights) for half in halves)
+    first, second = (_bases(acts, sides, rank, half == each) for each in (0, 1))
     found = (np.einsum("ird,jsd->ijrs", first, second, optimize=True) ** 2).sum((2, 3)) / rank
     return np.asarray((found + found.T) / 2)
 
@@ -142,9 +127,19 @@ def _ratio(overlaps: Float[np.ndarray, "draw category category"]) -> Float[np.nd
 
 
 def _mean(
-    point: Float[np.ndarray, "1 category category"], draws: Float[np.ndarray, "draw category category"], n: int
+    point: Float[np.ndarray, "1 category category"], without: Float[np.ndarray, "group category category"], n: int
 ) -> Measure:
-    return Measure.of(percentile_interval(float(off_diagonal_mean(point)[0]), off_diagonal_mean(draws), n))
+    """Return the mean off-diagonal value with its jackknife interval, value +- 1.96 standard errors."""
+    method = f"jackknife over {len(without)} groups of prompts"
+    value, left = float(off_diagonal_mean(point)[0]), off_diagonal_mean(without)
+    if not np.isfinite(value):
+        reason = "a noise ceiling is too low in every pair"
+        return Measure(value=None, low=None, high=None, n=n, method=method, reason=reason)
+    if not np.isfinite(left).all():
+        reason = "undefined when a group of prompts is left out"
+        return Measure(value=value, low=None, high=None, n=n, method=method, reason=reason)
+    error = float(np.sqrt((len(left) - 1) * left.var()))
+    return Measure(value=value, low=value - 1.96 * error, high=value + 1.96 * error, n=n, method=method, reason=None)
 
 
 def _degrees(first: Float[np.ndarray, "rank d_model"], second: Float[np.ndarray, "rank d_model"]) -> tuple[float, ...]:
