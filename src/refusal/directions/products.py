@@ -96,18 +96,29 @@ class Products:
     unbiased: Float[np.ndarray, "draw category"]
     """U_i: the squared norms without it. May be negative where there is no signal."""
     noise: Float[np.ndarray, " category"]
-    """b_i = |d_i|^2 - U_i of the prompts as they are: what resampling must not add a second time."""
-    is_usable: Bool[np.ndarray, " category"]
-    """Whether the category's noise ceiling, from the prompts as they are, reaches `MIN_CEILING`."""
+    """b_i = |d_i|^2 - U_i of the prompts as they are: what resampling adds a second time."""
+    squared: Float[np.ndarray, " category"]
+    """|d_i|^2 of the prompts as they are."""
+    is_resampled: bool
+    """Whether the draws are of a bootstrap, or the prompts as they are."""
+
+    @property
+    def is_usable(self) -> Bool[np.ndarray, " category"]:
+        """Whether the category's noise ceiling, from the prompts as they are, reaches `MIN_CEILING`."""
+        return np.asarray((self.squared > 0) & (self.squared - self.noise >= MIN_CEILING * self.squared))
 
     @property
     def cosine(self) -> Float[np.ndarray, "draw category category"]:
-        """The raw cosine <d_i, d_j> / (|d_i| |d_j|) as the prompts give it, diagonal 1.
+        """The raw cosine <d_i, d_j> / (|d_i| |d_j|) as the prompts give it, diagonal 1, in [-1, 1].
 
-        In a draw each squared norm is U_i + b_i: a resample holds the noise twice, which would pull every cosine of the
-        bootstrap below the one that it is the interval of.
+        A resample holds the noise twice, which would pull every cosine of the bootstrap below the one that it is the
+        interval of: draws are scaled back by sqrt((|d_i|^2 + b_i) / |d_i|^2) for each of the two.
         """
-        return _over_norms(self.plain, self.unbiased + self.noise)
+        found = _over_norms(self.plain, np.einsum("dii->di", self.plain))
+        if self.is_resampled:
+            scale = np.sqrt(1 + np.divide(self.noise, self.squared, out=np.zeros_like(self.noise), where=self.squared > 0))
+            found = np.clip(found * np.outer(scale, scale), -1, 1)
+        return found
 
     @property
     def ceiling(self) -> Float[np.ndarray, "draw category"]:
@@ -190,9 +201,8 @@ def products(
     drawn = as_is if weights is None else weights
     plain = point.plain(drawn)
     unbiased = np.einsum("dii->di", plain) - point.self_products(drawn) + point.distinct_products(drawn)
-    at_point = np.einsum("dii->di", point.plain(as_is))[0]
-    is_usable = at_point - noise >= MIN_CEILING * at_point
-    return Products(plain, unbiased, noise, is_usable & (at_point > 0))
+    squared = np.einsum("dii->di", point.plain(as_is))[0]
+    return Products(plain, unbiased, noise, squared, weights is not None)
 
 
 class _Gram:

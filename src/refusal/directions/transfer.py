@@ -147,14 +147,46 @@ class _Means:
         return np.asarray(self.above / own[:, None, :])
 
 
-def _means(effects: TransferEffects, weights: Float[np.ndarray, "draw prompt"]) -> _Means:
+@dataclass(frozen=True)
+class _Resampling:
+    """Weights of prompts, and which fold's direction stands for each category."""
+
+    prompts: Float[np.ndarray, "draw prompt"]
+    directions: Float[np.ndarray, "draw fold category"]
+    """Share of the directions judged on each fold; sums to 1 over folds."""
+
+
+def _resample(effects: TransferEffects, n_draws: int, generator: np.random.Generator) -> _Resampling:
+    """Return draws of prompts within category and fold, and of one fold's direction for each category.
+
+    Other prompts give other directions as well: of two independent halves a draw takes one, which has the variance of
+    their mean. Source: McCarthy 1969, doi:10.2307/1402116 (half-samples of two units a stratum).
+    """
+    strata = 2 * effects.category + effects.fold
+    prompts = bootstrap_weights(len(strata), n_draws, generator, strata=strata)
+    fold = generator.integers(2, size=(n_draws, len(effects.effect)))
+    return _Resampling(prompts, np.stack([fold == 0, fold == 1], axis=1).astype(float))
+
+
+def _as_is(effects: TransferEffects, fold: int | None = None) -> _Resampling:
+    """Return one draw: the prompts as they are, of both folds or judged on one."""
+    share = np.full(2, 0.5) if fold is None else np.eye(2)[fold]
+    return _Resampling(np.ones((1, len(effects.fold))), np.repeat(share[None, :, None], len(effects.effect), axis=2))
+
+
+def _means(effects: TransferEffects, weights: _Resampling) -> _Means:
     n = len(effects.effect)
-    members = (effects.category[:, None] == np.arange(n)).astype(float)
-    total = weights @ members
-    total = np.where(total > 0, total, np.nan)
-    effect = np.einsum("dp,ap,pb->dab", weights, effects.effect, members, optimize=True) / total[:, None, :]
-    random = (weights * effects.random) @ members / total
-    return _Means(effect - random[:, None, :], random)
+    above, random = np.zeros((len(weights.prompts), n, n)), np.zeros((len(weights.prompts), n))
+    for fold in (0, 1):
+        members = ((effects.category[:, None] == np.arange(n)) & (effects.fold == fold)[:, None]).astype(float)
+        mean = weights.prompts[:, :, None] * members
+        mean = mean / mean.sum(1, keepdims=True)
+        control = np.einsum("p,dpb->db", effects.random, mean)
+        share = weights.directions[:, fold]
+        effect = np.einsum("ap,dpb->dab", effects.effect, mean, optimize=True)
+        above += share[:, :, None] * (effect - control[:, None, :])
+        random += share * control
+    return _Means(above, random)
 
 
 def layer_transfer(
@@ -173,20 +205,19 @@ def layer_transfer(
         layer: Where the directions were read.
         categories: Names, in the order of the effects.
         intervention: How directions were taken away, in words.
-        n_draws: Bootstrap draws of the prompts within category and fold.
-        seed: Draws them.
+        n_draws: Bootstrap draws of prompts and directions.
+        seed: Decides them.
     """
     n_prompts = len(effects.category)
-    generator = np.random.default_rng([seed, 7])
-    weights = bootstrap_weights(n_prompts, n_draws, generator, strata=2 * effects.category + effects.fold)
-    point, draws = _means(effects, np.ones((1, n_prompts))), _means(effects, weights)
+    weights = _resample(effects, n_draws, np.random.default_rng([seed, 7]))
+    point, draws = _means(effects, _as_is(effects)), _means(effects, weights)
     necessity, drawn = point.own / effects.gap, draws.own / effects.gap
     counts = np.bincount(effects.category, minlength=len(categories))
     own = [
         percentile_interval(float(necessity[0, i]), drawn[:, i], int(counts[i])) for i in range(len(categories))
     ]
     holds = np.array([each.low is not None and each.low >= MIN_NECESSITY for each in own])
-    folds = [_means(effects, (effects.fold == half).astype(float)[None]) for half in (0, 1)]
+    folds = [_means(effects, _as_is(effects, half)) for half in (0, 1)]
     transfer, drawn_transfer = (np.where(holds, each.transfer, np.nan) for each in (point, draws))
     by_fold = [as_matrix(np.where(holds, each.transfer[0], np.nan), categories) for each in folds]
     mean = percentile_interval(
