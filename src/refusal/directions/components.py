@@ -18,10 +18,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from refusal.directions.geometry_records import NeededDirections, Spectrum
+from refusal.directions.geometry_records import NeededDirections, Spectrum, measure
 from refusal.directions.products import Products, Sides, differences
 from refusal.schemas import Measure
-from refusal.stats import percentile_interval
 
 MOST = 0.9
 """Share of what is reproducible that `for_most` asks for."""
@@ -63,7 +62,7 @@ def _measures(
     point: Float[np.ndarray, "1 value"], draws: Float[np.ndarray, "draw value"], n: int
 ) -> tuple[Measure, ...]:
     values = zip(point[0], draws.T, strict=True)
-    return tuple(Measure.of(percentile_interval(float(value), drawn, n)) for value, drawn in values)
+    return tuple(measure(value, drawn, n) for value, drawn in values)
 
 
 def needed_directions(

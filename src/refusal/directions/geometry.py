@@ -21,11 +21,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal.directions.components import needed_directions, spectrum
-from refusal.directions.geometry_records import LayerGeometry, as_matrix, interval_matrix, or_none
+from refusal.directions.geometry_records import LayerGeometry, as_matrix, interval_matrix, measure, or_none
 from refusal.directions.products import MIN_SIDE, Products, Sides, off_diagonal_mean, products
 from refusal.directions.subspaces import compare_subspaces
-from refusal.schemas import Measure
-from refusal.stats import percentile_interval
 
 
 @dataclass(frozen=True)
@@ -82,9 +80,9 @@ def layer_geometry(
         ratio=as_matrix(point.ratio[0], names),
         ratio_ci=interval_matrix(point.ratio[0], draws.ratio, names),
         ratio_folds=(as_matrix(folds[0], names), as_matrix(folds[1], names)),
-        mean_cosine=_measure(off_diagonal_mean(point.cosine), off_diagonal_mean(draws.cosine), n),
-        mean_ceiling=_measure(_pair_ceiling(point), _pair_ceiling(draws), n),
-        mean_ratio=_measure(off_diagonal_mean(point.ratio), off_diagonal_mean(draws.ratio), n),
+        mean_cosine=measure(off_diagonal_mean(point.cosine)[0], off_diagonal_mean(draws.cosine), n),
+        mean_ceiling=measure(_pair_ceiling(point)[0], _pair_ceiling(draws), n),
+        mean_ratio=measure(off_diagonal_mean(point.ratio)[0], off_diagonal_mean(draws.ratio), n),
         spectrum=spectrum(point, draws, n),
         needed=needed_directions(acts, sides, options.n_folds, np.random.default_rng([options.seed, 3])),
         subspaces=compare_subspaces(
@@ -114,10 +112,6 @@ def _pair_ceiling(found: Products) -> Float[np.ndarray, " draw"]:
     """Return the mean over pairs of sqrt(ceiling_i ceiling_j): the mean cosine if all directions were the same one."""
     roots = np.sqrt(np.maximum(np.nan_to_num(found.ceiling), 0.0))
     return off_diagonal_mean(roots[:, :, None] * roots[:, None, :])
-
-
-def _measure(point: Float[np.ndarray, " 1"], draws: Float[np.ndarray, " draw"], n: int) -> Measure:
-    return Measure.of(percentile_interval(float(point[0]), draws, n))
 
 
 def _root(value: float) -> float | None:

@@ -14,6 +14,10 @@ from pydantic import Field
 
 from refusal.record import Record
 from refusal.schemas import IntervalMatrix, Matrix, Measure
+from refusal.stats import percentile_interval
+
+LOW_CEILING = "the noise ceiling is below 0.2: the prompts are too few, or too alike, to tell a direction"
+"""Why a disattenuated number is null."""
 
 
 class Spectrum(Record):
@@ -141,6 +145,7 @@ class Specificity(Record):
     n_complied: int
     draws: int
     permutations: int
+    notices: tuple[str, ...] = Field(description="What the user should know about the set and the model.")
     layers: tuple[LayerSpecificity, ...]
 
 
@@ -166,13 +171,17 @@ def interval_matrix(
     level: float = 0.95,
 ) -> IntervalMatrix:
     """Return the percentile intervals of each entry over draws; (null, null) where it could not be computed."""
-    from refusal.stats import percentile_interval
-
     found: IntervalMatrix = {}
     for i, a in enumerate(names):
         estimates = [percentile_interval(float(values[i, j]), draws[:, i, j], 2, level) for j in range(len(names))]
         found[a] = {b: (each.low, each.high) for b, each in zip(names, estimates, strict=True)}
     return found
+
+
+def measure(value: float, draws: Float[np.ndarray, " draw"], n: int, missing: str = LOW_CEILING) -> Measure:
+    """Return a number with its percentile interval; where it is not finite, null with the reason `missing`."""
+    found = Measure.of(percentile_interval(float(value), draws, n))
+    return found if np.isfinite(value) else found.model_copy(update={"reason": missing})
 
 
 def or_none(value: float) -> float | None:

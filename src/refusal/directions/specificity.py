@@ -24,11 +24,11 @@ from torch import Tensor
 
 from refusal.capture import batch_size_for, capture, check_finite, in_batches
 from refusal.directions.contrast import ContrastSet
-from refusal.directions.geometry_records import LayerSpecificity, Specificity, or_none
+from refusal.directions.geometry_records import LayerSpecificity, Specificity, measure, or_none
 from refusal.directions.products import Products, Sides, differences, products
 from refusal.models import ChatModel
 from refusal.schemas import Measure
-from refusal.stats import percentile_interval, permutation_p
+from refusal.stats import permutation_p
 
 Acts = Float[np.ndarray, "prompt d_model"]
 
@@ -108,8 +108,20 @@ def specificity(
         n_complied=int((~is_refused).sum()),
         draws=draws,
         permutations=permutations,
+        notices=(*contrast.notices, *_alike(contrast, theirs[:, -1])),
         layers=layers,
     )
+
+
+def _alike(contrast: ContrastSet, last: Acts) -> list[str]:
+    """Return a notice when different texts are the same to the model, as words that it does not know are."""
+    n_different = len(np.unique(last, axis=0))
+    if n_different == len(last):
+        return []
+    return [
+        f"contrast {contrast.name}: {len(last)} texts are only {n_different} different ones to the model, most likely "
+        "because it does not know their words"
+    ]
 
 
 Classes = tuple[Acts, Bool[np.ndarray, " prompt"]]
@@ -131,9 +143,9 @@ def _layer(layer: int, contrast: Classes, refusal: Classes, drawn: tuple[int, in
     return LayerSpecificity(
         layer=layer,
         norm=float(np.linalg.norm(of_contrast)),
-        cosine=_measure(point.cosine, resampled.cosine, len(acts)),
+        cosine=measure(cosine, resampled.cosine[:, 0, 1], len(acts), "one of the two differences in means is zero"),
         ceiling=_ceiling(point),
-        ratio=_measure(point.ratio, resampled.ratio, len(acts)),
+        ratio=measure(point.ratio[0, 0, 1], resampled.ratio[:, 0, 1], len(acts)),
         null_low=or_none(band[0]),
         null_high=or_none(band[1]),
         p=permutation_p(cosine, null, "two-sided") if len(null) and np.isfinite(cosine) else None,
@@ -179,14 +191,8 @@ def _raw_means(
             inner = np.einsum("dp,dp->d", mean @ onto, drawn[:, members] * sign)
             scale = np.sqrt(np.einsum("dp,dp->d", mean @ kernel, mean) * products_of.plain[:, of, of])
             cosines.append(np.divide(inner, scale, out=np.full(len(drawn), np.nan), where=scale > 0))
-        measures.append(Measure.of(percentile_interval(float(cosines[0][0]), cosines[1], len(sides))))
+        measures.append(measure(cosines[0][0], cosines[1], len(sides), "a mean, or a difference in means, is zero"))
     return measures[0], measures[1]
-
-
-def _measure(
-    point: Float[np.ndarray, "1 category category"], draws: Float[np.ndarray, "draw category category"], n: int
-) -> Measure:
-    return Measure.of(percentile_interval(float(point[0, 0, 1]), draws[:, 0, 1], n))
 
 
 def _ceiling(point: Products) -> float | None:
