@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from refusal.directions.geometry_records import NeededDirections, Spectrum, measure
-from refusal.directions.products import Products, Sides, differences
+from refusal.directions.products import Products, Sides
 from refusal.schemas import Measure
 
 MOST = 0.9
@@ -40,7 +40,7 @@ def spectrum(point: Products, draws: Products, n: int) -> Spectrum:
     return Spectrum(
         raw=_measures(*raw, n),
         corrected=_measures(*corrected, n) if has_ceilings else (),
-        effective_number=_measures(*(_effective_number(shares) for shares in best), n)[0],
+        effective_number=_measures(_effective_number(best[0]), _effective_number(best[1]), n)[0],
     )
 
 

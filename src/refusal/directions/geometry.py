@@ -105,7 +105,7 @@ def _half_ratio(
     smallest = np.bincount(sides.stratum[rows], minlength=2 * sides.n_categories).min()
     if smallest < MIN_SIDE:
         return np.full((sides.n_categories, sides.n_categories), np.nan)
-    return products(acts[rows], sides.subset(rows)).ratio[0]
+    return np.asarray(products(acts[rows], sides.subset(rows)).ratio[0])
 
 
 def _pair_ceiling(found: Products) -> Float[np.ndarray, " draw"]:

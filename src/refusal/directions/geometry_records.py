@@ -101,8 +101,8 @@ class LayerTransfer(Record):
     layer: int = Field(description="Where the directions were read.")
     intervention: str = Field(description="How a direction was taken away, in words.")
     transfer: Matrix = Field(
-        description="transfer[A][B]: effect of A's direction on B's refused prompts as a share of that of B's own, both "
-        "less random directions. Null where B's own necessity does not hold."
+        description="transfer[A][B]: effect of A's direction on B's refused prompts as a share of that of B's own, "
+        "both less random directions. Null where B's own necessity does not hold."
     )
     transfer_ci: IntervalMatrix
     transfer_folds: tuple[Matrix, Matrix] = Field(description="The same on each half of the prompts alone.")

@@ -12,8 +12,8 @@ prompts is a few matrix products whose size does not depend on d_model.
 3. In a bootstrap draw a prompt that is drawn twice would meet itself: such pairs are left out as well.
 
 This module knows rows and sides, not layers or models. float64 throughout.
-Source: METHOD: structural similarity; unbiased squared norms of differences in means as in the U-statistic of the
-squared maximum mean discrepancy with a linear kernel, Gretton et al. 2012, J. Mach. Learn. Res. 13, 723, equation 3.
+Sources: attenuation correction, Spearman 1904; unbiased squared norms of differences in means as in the U-statistic of
+the squared maximum mean discrepancy with a linear kernel, Gretton et al. 2012, J. Mach. Learn. Res. 13, 723, eq. 3.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ class Products:
         """
         found = _over_norms(self.plain, np.einsum("dii->di", self.plain))
         if self.is_resampled:
-            scale = np.sqrt(1 + np.divide(self.noise, self.squared, out=np.zeros_like(self.noise), where=self.squared > 0))
-            found = np.clip(found * np.outer(scale, scale), -1, 1)
+            excess = np.divide(self.noise, self.squared, out=np.zeros_like(self.noise), where=self.squared > 0)
+            found = np.clip(found * np.sqrt(np.outer(1 + excess, 1 + excess)), -1, 1)
         return found
 
     @property
@@ -153,7 +153,7 @@ def _over_norms(
     cosines = products / (norms[:, :, None] * norms[:, None, :])
     diagonal = np.arange(products.shape[1])
     cosines[:, diagonal, diagonal] = np.where(np.isfinite(norms), 1.0, np.nan)
-    return cosines
+    return np.asarray(cosines)
 
 
 def off_diagonal_mean(values: Float[np.ndarray, "draw category category"]) -> Float[np.ndarray, " draw"]:
@@ -209,9 +209,7 @@ class _Gram:
     """Inner products between prompts (as deviations from the mean of their side) and the categories' differences."""
 
     def __init__(self, acts: Float[np.ndarray, "prompt d_model"], sides: Sides) -> None:
-        strata = [
-            [sides.rows(i, refused=refused) for refused in (True, False)] for i in range(sides.n_categories)
-        ]
+        strata = [[sides.rows(i, refused=refused) for refused in (True, False)] for i in range(sides.n_categories)]
         self._strata = strata
         self._sign_over_n = np.zeros(len(sides))
         deviations = np.empty_like(acts)

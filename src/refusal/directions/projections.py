@@ -23,7 +23,7 @@ from torch import Tensor
 
 from refusal.artefacts import atomic_write
 from refusal.directions.products import Sides
-from refusal.stats import Estimate, auc_estimate, bootstrap_mean
+from refusal.stats import Estimate, auc_estimate, bootstrap_weights, percentile_interval
 
 ALL = "all"
 """Stands for the category in rows over all categories."""
@@ -54,7 +54,7 @@ class Projection:
     @property
     def n_layers(self) -> int:
         """Number of layers."""
-        return self.values.shape[1]
+        return int(self.values.shape[1])
 
     def rows(self, category: str, behaviour: str) -> Int[np.ndarray, " row"]:
         """Return the rows of a category (`ALL`: of every one) and behaviour."""
@@ -134,18 +134,27 @@ def projection_table(projections: Sequence[Projection], *, n_draws: int = 1000, 
         for category in each.categories:
             for behaviour in sorted(set(each.behaviour)):
                 chosen = each.rows(category, behaviour)
+                if not len(chosen):
+                    continue
+                drawn = bootstrap_weights(len(chosen), n_draws, generator) @ each.values[chosen] / len(chosen)
                 for layer in range(each.n_layers):
-                    values = each.values[chosen, layer]
-                    if len(values):
-                        place = (each.direction, each.is_held_out, layer, category, behaviour)
-                        rows.append((*place, *_summary(values, bootstrap_mean(values, generator, n_draws=n_draws))))
+                    place = (each.direction, each.is_held_out, layer, category, behaviour)
+                    rows.append((*place, *_summary(each.values[chosen, layer], drawn[:, layer])))
     columns = ["direction", "held_out", "layer", "category", "behaviour", "n", "mean", "sd", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _summary(values: Float[np.ndarray, " prompt"], mean: Estimate) -> tuple[int, float, float, float, float]:
+def _summary(
+    values: Float[np.ndarray, " prompt"], drawn: Float[np.ndarray, " draw"]
+) -> tuple[int, float, float, float, float]:
+    """Return n, mean, standard deviation and the interval of the mean."""
+    mean = percentile_interval(float(values.mean()), drawn, len(values))
     sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-    return len(values), float(values.mean()), sd, *(math.nan if end is None else end for end in (mean.low, mean.high))
+    return len(values), float(values.mean()), sd, _number(mean.low), _number(mean.high)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def separation_table(projections: Sequence[Projection]) -> pd.DataFrame:
@@ -163,7 +172,7 @@ def separation_table(projections: Sequence[Projection]) -> pd.DataFrame:
                 values = each.values[np.concatenate([refused, complied]), layer]
                 numbers: list[float] = []
                 for found in (auc_estimate(values, is_refused), cohen_d(values, is_refused)):
-                    numbers += [math.nan if end is None else end for end in (found.value, found.low, found.high)]
+                    numbers += [_number(found.value), _number(found.low), _number(found.high)]
                 place = (each.direction, each.is_held_out, layer, category, len(refused), len(complied))
                 rows.append((*place, *numbers))
     columns = ["direction", "held_out", "layer", "category", "n_refused", "n_complied"]

@@ -94,8 +94,9 @@ def specificity(
     ours, theirs = np.asarray(refusal_acts), np.asarray(contrast_acts)
     if ours.shape[1:] != theirs.shape[1:]:
         raise ValueError(f"activations of {theirs.shape[1:]} cannot be compared with those of {ours.shape[1:]}")
+    drawn = (draws, permutations, seed)
     layers = tuple(
-        _layer(layer, (theirs[:, layer], contrast.is_positive), (ours[:, layer], is_refused), (draws, permutations, seed))
+        _layer(layer, (theirs[:, layer], contrast.is_positive), (ours[:, layer], is_refused), drawn)
         for layer in range(ours.shape[1])
     )
     return Specificity(

@@ -11,8 +11,8 @@ whether or not it matters for refusing, so subspaces say less than directions, a
 3. Intervals by the jackknife over groups of prompts: in a bootstrap draw the same prompt counts twice, which pulls the
    bases of the two halves together or apart and moves every draw to one side of the estimate.
 
-Source: grouped jackknife, Efron and Tibshirani 1993, section 11.5 and 11.7; Bjorck and Golub 1973, Math. Comput. 27, 579 (scipy's `subspace_angles`); refusal as a cone of several
-directions, Wollschlaeger et al. arXiv 2502.17420.
+Sources: Bjorck and Golub 1973, Math. Comput. 27, 579 (scipy's `subspace_angles`); Efron and Tibshirani 1993, section
+11.5 (jackknife); refusal as a cone of several directions, Wollschlaeger et al. arXiv 2502.17420.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def category_basis(
     """
     rows = refused - complied.mean(0)
     # with fewer prompts than dimensions the small Gram matrix holds the same singular vectors
-    values, vectors = np.linalg.eigh(rows @ rows.T)
+    _, vectors = np.linalg.eigh(rows @ rows.T)
     leading = vectors[:, ::-1][:, :rank].T @ rows
     basis, _ = np.linalg.qr(leading.T)
     return np.asarray(basis.T)

@@ -5,9 +5,9 @@
 3. T_AB = (E_AB - R_B) / (E_BB - R_B), where B's own necessity N_B = (E_BB - R_B) / (m refused - m complied) holds:
    the statistic of the circuits' verdict, with a direction in the place of a circuit. T is not symmetric.
 
-How a direction is taken away is the caller's business (`Ablate`): this module gives it unit vectors and rows, and gets m. Two
-ready ones act at the readout position; the one that acts everywhere is in `refusal.steering`.
-Source: METHOD: necessity transfer; directional ablation, Arditi et al. arXiv 2406.11717 section 2.4.
+How a direction is taken away is the caller's business (`Ablate`): this module gives it unit vectors and rows, and gets
+m. One that acts at the readout position is here; those that act at every position are in `refusal.steering`.
+Source: directional ablation, Arditi et al. arXiv 2406.11717 section 2.4; transfer as in `circuits.verdict`.
 """
 
 from __future__ import annotations
@@ -213,16 +213,12 @@ def layer_transfer(
     point, draws = _means(effects, _as_is(effects)), _means(effects, weights)
     necessity, drawn = point.own / effects.gap, draws.own / effects.gap
     counts = np.bincount(effects.category, minlength=len(categories))
-    own = [
-        percentile_interval(float(necessity[0, i]), drawn[:, i], int(counts[i])) for i in range(len(categories))
-    ]
+    own = [percentile_interval(float(necessity[0, i]), drawn[:, i], int(counts[i])) for i in range(len(categories))]
     holds = np.array([each.low is not None and each.low >= MIN_NECESSITY for each in own])
     folds = [_means(effects, _as_is(effects, half)) for half in (0, 1)]
     transfer, drawn_transfer = (np.where(holds, each.transfer, np.nan) for each in (point, draws))
     by_fold = [as_matrix(np.where(holds, each.transfer[0], np.nan), categories) for each in folds]
-    mean = percentile_interval(
-        float(off_diagonal_mean(transfer)[0]), off_diagonal_mean(drawn_transfer), n_prompts
-    )
+    mean = percentile_interval(float(off_diagonal_mean(transfer)[0]), off_diagonal_mean(drawn_transfer), n_prompts)
     random = percentile_interval(
         float((point.random / effects.gap).mean()), (draws.random / effects.gap).mean(1), n_prompts
     )
