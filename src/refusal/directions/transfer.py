@@ -6,7 +6,7 @@
    the statistic of the circuits' verdict, with a direction in the place of a circuit. T is not symmetric.
 
 How a direction is taken away is the caller's business (`Ablate`): this module gives it unit vectors and rows, and gets
-m. One that acts at the readout position is here; those that act at every position are in `refusal.steering`.
+m. One that acts at the readout position is in `readout_ablation`; those that act everywhere, in `refusal.steering`.
 Source: directional ablation, Arditi et al. arXiv 2406.11717 section 2.4; transfer as in `circuits.verdict`.
 """
 
@@ -17,16 +17,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from refusal.directions.geometry_records import LayerTransfer, as_matrix, interval_matrix
 from refusal.directions.products import Sides, differences, off_diagonal_mean
-from refusal.metric import RefusalMetric
-from refusal.readout import Edit, ReadoutRunner, ReadoutTransform
 from refusal.schemas import Measure
-from refusal.sites import Site
 from refusal.stats import bootstrap_weights, percentile_interval
 
 MIN_NECESSITY = 0.1
@@ -239,62 +234,3 @@ def _refusals_left(effects: TransferEffects) -> Float[np.ndarray, "category cate
     """Return the share of each category's refused prompts whose m stays above 0, for each direction taken away."""
     left = effects.metric - effects.effect > 0
     return np.stack([left[:, effects.category == b].mean(1) for b in range(len(effects.effect))], axis=1)
-
-
-# Ready interventions at the readout position -------------------------------------------------------------------------
-
-
-def ablate_at_readout(
-    runner: ReadoutRunner, metric: RefusalMetric, sites: Sequence[Site], *, to_counterfactual: bool
-) -> Ablate:
-    """Return the measure that takes a direction out of some sites at the readout position.
-
-    x -> x - (u.x) u, or x -> x - (u.x - level) u when it is set to its value on complied prompts: the origin of the
-    residual stream is no neutral point, and refused and complied prompts may lie on the same side of it.
-
-    Args:
-        runner: The prompts, in the order of the rows.
-        metric: The refusal metric.
-        sites: One site, or every writer and residual site.
-        to_counterfactual: Set the projection to its mean on the category's complied prompts instead of 0; meant for one
-            residual site, as the level is that of the stream where the direction was read.
-    """
-
-    @torch.no_grad()
-    def ablate(
-        units: Float[np.ndarray, "direction d_model"],
-        levels: Float[np.ndarray, "direction prompt"],
-        prompts: Int[np.ndarray, " prompt"],
-    ) -> Float[np.ndarray, "direction prompt"]:
-        found = np.zeros(levels.shape)
-        place = {int(prompt): column for column, prompt in enumerate(prompts)}
-        for batch in runner.batches([int(prompt) for prompt in prompts]):
-            columns = [place[int(prompt)] for prompt in batch.prompts]
-            for first in range(0, len(units), batch.variants_that_fit):
-                some = slice(first, first + batch.variants_that_fit)
-                level = levels[some][:, columns] if to_counterfactual else np.zeros((len(units[some]), len(columns)))
-                change = _projected_to(torch.from_numpy(units[some]), torch.from_numpy(level))
-                logits = batch.run(len(units[some]), [Edit(site, change) for site in sites]).logits
-                found[some, columns] = metric(logits.float()).cpu().numpy()
-        return found
-
-    return ablate
-
-
-def _projected_to(units: Float[Tensor, "variant d_model"], levels: Float[Tensor, "variant batch"]) -> ReadoutTransform:
-    """Return the transform that sets each variant's projection on its direction to a level."""
-
-    def change(acts: Float[Tensor, "variant batch d_model"]) -> Float[Tensor, "variant batch d_model"]:
-        u, level = units.to(acts)[:, None], levels.to(acts)[..., None]
-        return acts - ((acts * u).sum(-1, keepdim=True) - level) * u
-
-    return change
-
-
-@torch.no_grad()
-def baseline_metric(runner: ReadoutRunner, metric: RefusalMetric, n_prompts: int) -> Float[np.ndarray, " prompt"]:
-    """Return m of every prompt with nothing changed, logits."""
-    found = np.zeros(n_prompts)
-    for batch in runner.batches(range(n_prompts)):
-        found[batch.prompts.cpu().numpy()] = metric(batch.run(1).logits[0].float()).cpu().numpy()
-    return found
