@@ -103,7 +103,7 @@ def direction_depth(
     limits = f"thresholds {number(thresholds.monolithic_threshold)}, {number(thresholds.partially_modular_threshold)}"
     handles.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label=limits))
     if commit_site is not None:
-        handles.append(Patch(color=_SHADE, label="at and after commit: alike in every model"))
+        handles.append(Patch(color=_SHADE, label="from commit on: no evidence"))
     add_legend(figure, handles, 0.25, 0.42, ncols=3, handlelength=2.4, columnspacing=1.6)
     add_notes(figure, wrapped(_depth_notes(transfer), figure.get_size_inches()[0] - 0.6, 8.5))
     return figure
@@ -156,7 +156,7 @@ def _numbers(values: Sequence[float | None]) -> Float[np.ndarray, " value"]:
 def components_plot(model: str, geometry: LayerGeometry) -> Figure:
     """Return the principal components of the categories' directions, beside how many hold on held-out prompts."""
     n = len(geometry.cosine)
-    panel, height, bottom = 4.1, 2.9, 1.45
+    panel, height, bottom = 4.1, 2.9, 1.2
     figure = new_figure(_LEFT + 2 * panel + 0.85 + _RIGHT, bottom + height + 0.95)
     add_head(
         figure,
@@ -219,8 +219,7 @@ def _held_out(axes: Axes, geometry: LayerGeometry) -> None:
 
 # Specificity ---------------------------------------------------------------------------------------------------------
 
-_CURVES = (
-    ("cosine", "cosine with the refusal direction", _RATIO, "-"),
+_RAW_MEANS = (
     ("mean_positive", "contrast direction with the raw mean of its first class", "#8a6100", "--"),
     ("refusal_mean_positive", "refusal direction with that raw mean", _NUMBER, "-."),
 )
@@ -230,9 +229,9 @@ def specificity_plot(model: str, found: Sequence[Specificity]) -> Figure:
     """Return the cosines of other contrasts' directions with the refusal direction over layers, a panel each."""
     n_layers = max(len(each.layers) for each in found)
     panel = min(max(4.3, 0.3 * n_layers + 0.6), 8.0)
-    height, bottom = 3.1, 1.85
+    heights, bottom, gap = (1.9, 2.9), 1.75, 0.3
     width = _LEFT + len(found) * panel + (len(found) - 1) * 0.4 + _RIGHT
-    figure = new_figure(max(width, 7.6), bottom + height + 1.2)
+    figure = new_figure(max(width, 8.2), bottom + sum(heights) + gap + 1.15)
     add_head(
         figure,
         f"{name(model, 40)}: is it refusal?",
@@ -240,20 +239,24 @@ def specificity_plot(model: str, found: Sequence[Specificity]) -> Figure:
     )
     handles: list[Artist] = []
     for column, each in enumerate(found):
-        axes = add_axes(figure, _LEFT + column * (panel + 0.4), bottom, panel, height)
-        handles = _draw_specificity(axes, each)
-        axes.set_title(
+        left = _LEFT + column * (panel + 0.4)
+        lower = add_axes(figure, left, bottom, panel, heights[0])
+        upper = add_axes(figure, left, bottom + heights[0] + gap, panel, heights[1])
+        handles = [*_draw_cosine(upper, each), *_draw_raw_means(lower, each)]
+        upper.set_title(
             f"{name(each.positive, 20)} - {name(each.negative, 20)} (n = {each.n_positive} + {each.n_negative})",
             fontsize=9.5,
             color=INK,
             loc="left",
             parse_math=False,
         )
-        axes.set_xlabel("residuals_N", fontsize=9, color=INK)
-        if column == 0:
-            axes.set_ylabel("cosine (no unit)", fontsize=9, color=INK)
-        else:
-            axes.set_yticklabels([])
+        upper.set_xticklabels([])
+        lower.set_xlabel("residuals_N: residual stream after block N", fontsize=9, color=INK)
+        for axes in (upper, lower):
+            if column == 0:
+                axes.set_ylabel("cosine (no unit)", fontsize=9, color=INK)
+            else:
+                axes.set_yticklabels([])
     add_legend(figure, handles, 0.25, 0.5, ncols=2, handlelength=2.6, columnspacing=2.0)
     notes = (
         f"Bands: 95 % bootstrap intervals over prompts and texts. Null: labels of the contrast shuffled "
@@ -264,21 +267,33 @@ def specificity_plot(model: str, found: Sequence[Specificity]) -> Figure:
     return figure
 
 
-def _draw_specificity(axes: Axes, found: Specificity) -> list[Artist]:
+def _draw_cosine(axes: Axes, found: Specificity) -> list[Artist]:
+    """Draw the cosine with the refusal direction, its ceiling and its null."""
     layers = [each.layer for each in found.layers]
     _layer_axis(axes, layers, None)
     _null_band(axes, found.layers)
     axes.axhline(0, color=FAINT, linewidth=0.8, zorder=1)
-    handles: list[Artist] = [
-        _line(axes, layers, [getattr(each, field) for each in found.layers], colour, label, style)
-        for field, label, colour, style in _CURVES
-    ]
+    drawn = _line(axes, layers, [each.cosine for each in found.layers], _RATIO, "cosine with the refusal direction")
     ceiling = _numbers([each.ceiling for each in found.layers])
     axes.plot(layers, ceiling, color=INK, linewidth=1.6, marker="_", markersize=9, mew=2, linestyle=":")
-    handles.append(Line2D([], [], color=INK, linewidth=1.6, linestyle=":", label="noise ceiling of the cosine"))
-    handles.append(Patch(color=_SHADE, label="null: labels shuffled, 95 %"))
     axes.set_ylim(-1.08, 1.08)
-    return handles
+    return [
+        drawn,
+        Line2D([], [], color=INK, linewidth=1.6, linestyle=":", label="noise ceiling of that cosine"),
+        Patch(color=_SHADE, label="null of that cosine: labels shuffled, 95 %"),
+    ]
+
+
+def _draw_raw_means(axes: Axes, found: Specificity) -> list[Artist]:
+    """Draw the cosines of both directions with the raw mean of the first class."""
+    layers = [each.layer for each in found.layers]
+    _layer_axis(axes, layers, None)
+    axes.axhline(0, color=FAINT, linewidth=0.8, zorder=1)
+    axes.set_ylim(-1.08, 1.08)
+    return [
+        _line(axes, layers, [getattr(each, field) for each in found.layers], colour, label, style)
+        for field, label, colour, style in _RAW_MEANS
+    ]
 
 
 def _null_band(axes: Axes, layers: Sequence[LayerSpecificity]) -> None:

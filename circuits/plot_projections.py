@@ -53,7 +53,7 @@ def projection_histograms(model: str, projection: Projection, layers: Sequence[i
     columns = min(len(chosen), 4)
     rows = -(-len(chosen) // columns)
     panel, height, gap = 2.75, 1.75, 0.85
-    figure = new_figure(max(0.6 + columns * (panel + 0.25), 6.4), 1.05 + rows * (height + gap) + 0.95)
+    figure = new_figure(max(0.6 + columns * (panel + 0.25), 6.4), 1.05 + rows * (height + gap) + 0.55)
     _head(figure, model, projection, "projections")
     for place, layer in enumerate(chosen):
         row, column = divmod(place, columns)
@@ -90,7 +90,7 @@ def _separation(projection: Projection, layer: int) -> str:
     refused, complied = (projection.values[projection.rows(ALL, each), layer] for each in (REFUSED, COMPLIED))
     values, is_refused = np.concatenate([refused, complied]), np.repeat([True, False], [len(refused), len(complied)])
     d, auc = cohen_d(values, is_refused), auc_estimate(values, is_refused)
-    return f"d {estimate(d.value, (d.low, d.high), 1)}, AUC {estimate(auc.value, (auc.low, auc.high))}"
+    return f"d {estimate(d.value, (d.low, d.high), 1)}, AUC {estimate(auc.value, (auc.low, auc.high), 3)}"
 
 
 def projection_lines(model: str, projection: Projection) -> Figure:
