@@ -161,7 +161,8 @@ def as_matrix(values: Float[np.ndarray, "category category"], names: Sequence[st
 def from_matrix(values: Matrix, names: Sequence[str]) -> Float[np.ndarray, "category category"]:
     """Return `matrix[a][b]` as an array in the order of `names`; null, and pairs that are not there, as nan."""
     found = [[values.get(a, {}).get(b) for b in names] for a in names]
-    return np.array([[np.nan if value is None else value for value in row] for row in found], dtype=np.float64)
+    numbers = [[np.nan if value is None else value for value in row] for row in found]
+    return np.array(numbers, dtype=np.float64).reshape(len(names), len(names))
 
 
 def interval_matrix(

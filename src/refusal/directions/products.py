@@ -127,12 +127,12 @@ class Products:
         U_i / (U_i + b_i): the split-half cosine c = U_i / (U_i + 2 b_i) stepped up from half of the prompts to all of
         them, 2c / (1 + c). Source: Spearman 1910 and Brown 1910, Br. J. Psychol. 3.
         """
-        return np.asarray(self.unbiased / (self.unbiased + self.noise))
+        return _share(self.unbiased, self.unbiased + self.noise)
 
     @property
     def split_half(self) -> Float[np.ndarray, "draw category"]:
         """The cosine between the directions of two equal halves of the same category's prompts."""
-        return np.asarray(self.unbiased / (self.unbiased + 2 * self.noise))
+        return _share(self.unbiased, self.unbiased + 2 * self.noise)
 
     @property
     def ratio(self) -> Float[np.ndarray, "draw category category"]:
@@ -143,6 +143,13 @@ class Products:
         Source: Spearman 1904, Am. J. Psychol. 15, 72.
         """
         return _over_norms(self.plain, np.where(self.is_usable, self.unbiased, np.nan))
+
+
+def _share(
+    part: Float[np.ndarray, "draw category"], whole: Float[np.ndarray, "draw category"]
+) -> Float[np.ndarray, "draw category"]:
+    """Return part / whole; nan where the whole is not above 0."""
+    return np.asarray(np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0))
 
 
 def _over_norms(

@@ -73,7 +73,7 @@ def capture_contrast(
 def specificity(
     contrast: ContrastSet,
     contrast_acts: Float[np.ndarray, "prompt layer d_model"] | Float[Tensor, "prompt layer d_model"],
-    refusal_acts: Float[np.ndarray, "row layer d_model"] | Float[Tensor, "row layer d_model"],
+    refusal_acts: Float[np.ndarray, "row _ _"] | Float[Tensor, "row _ _"],
     is_refused: Bool[np.ndarray, " row"],
     *,
     draws: int = 1000,
@@ -85,7 +85,7 @@ def specificity(
     Args:
         contrast: The two classes.
         contrast_acts: Activations of its texts.
-        refusal_acts: Activations of the study's prompts at the same position, all categories.
+        refusal_acts: Activations of the study's prompts `[row, layer, d_model]` at the same position, all categories.
         is_refused: What the model did with each of them.
         draws: Bootstrap draws.
         permutations: Shuffles of the contrast set's labels; 0: no test.
@@ -125,7 +125,7 @@ def _alike(contrast: ContrastSet, last: Acts) -> list[str]:
     ]
 
 
-Classes = tuple[Acts, Bool[np.ndarray, " prompt"]]
+Classes = tuple[Float[np.ndarray, "_ d_model"], Bool[np.ndarray, " _"]]
 """Activations at one layer, and which of them are of the first class."""
 
 

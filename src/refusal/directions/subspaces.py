@@ -31,7 +31,7 @@ Bases = Float[np.ndarray, "category rank d_model"]
 
 def category_basis(
     refused: Float[np.ndarray, "prompt d_model"],
-    complied: Float[np.ndarray, "prompt d_model"],
+    complied: Float[np.ndarray, "complied d_model"],
     rank: int,
 ) -> Float[np.ndarray, "rank d_model"]:
     """Return an orthonormal basis of a category's subspace, the strongest direction first.
