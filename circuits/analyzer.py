@@ -11,6 +11,7 @@ from pathlib import Path
 from circuits.tracking import track
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, Stage
+from refusal.directions.inputs import outside_files
 from refusal.model_files import decisive_files
 from refusal.models import resolve
 from refusal.processes import WHOLE, Part, Team
@@ -37,7 +38,15 @@ COMPARE_VERSION = 2
 SAE_KEYS = ("sae", "seed", "activation_layers")
 CIRCUIT_KEYS = ("circuit", "sae.seeds", "seed", "categories", "activation_layers")
 COMPARE_KEYS = (*CIRCUIT_KEYS, "analysis")
-DIRECTION_KEYS = ("directions", "seed", "analysis.bootstrap", "max_new_tokens", "system_prompt", "labels")
+DIRECTION_KEYS = (
+    "directions",
+    "seed",
+    "analysis",
+    "categories",
+    "max_new_tokens",
+    "system_prompt",
+    "report.image_format",
+)
 
 HALVES = "halves of the prompts"
 """Name of the work that trains SAEs on halves."""
@@ -139,17 +148,16 @@ class RefusalCircuitAnalyzer:
         """Return the directions unit where it is asked for, or was made: the report then shows it."""
         if Stage.DIRECTIONS not in self.config.stages and not paths.stage_record(Stage.DIRECTIONS, model).exists():
             return []
-        text_file = self.config.directions.text_file
         unit = self._unit(
             Stage.DIRECTIONS,
             model,
             DIRECTION_KEYS,
             (inference,),
             _direct,
-            partial(_direction_files, self.config, paths, model),
+            partial(_direction_files, paths, model),
             paths,
         )
-        return [replace(unit, inputs=() if text_file is None else (text_file,))]
+        return [replace(unit, inputs=outside_files(self.config))]
 
     def _inference(self, model: str, paths: ResultPaths) -> Unit:
         files = local_files(self.config.dataset_dir, self.config.safe_subset)
@@ -214,10 +222,10 @@ def _direct(config: Config, model: str, paths: ResultPaths) -> None:
     run_directions(config, model, paths)
 
 
-def _direction_files(config: Config, paths: ResultPaths, model: str) -> list[Path]:
+def _direction_files(paths: ResultPaths, model: str) -> list[Path]:
     from circuits.direction_stage import direction_files
 
-    return direction_files(config, paths, model)
+    return direction_files(paths, model)
 
 
 def _existing(*paths: Path) -> list[Path]:

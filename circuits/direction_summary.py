@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
+from circuits.direction_verdict import StatementFile
 from circuits.wording import estimate, number, plural
 from refusal.cli import as_table
 from refusal.directions.found import Found
@@ -13,8 +14,13 @@ from refusal.schemas import Measure, Rate
 WIDTH = 100
 
 
-def direction_summary(found: Found) -> str:
-    """Return the page."""
+def direction_summary(found: Found, said: StatementFile) -> str:
+    """Return the page.
+
+    Args:
+        found: What was measured.
+        said: What it says of the question.
+    """
     directions = found.directions
     lines = [f"REFUSAL DIRECTION OF {directions.model}", ""]
     if directions.reason is not None:
@@ -23,6 +29,8 @@ def direction_summary(found: Found) -> str:
     lines += ["", "Answers to test prompts (share refused; intervals: 95 %), and loss on complied answers", ""]
     lines += as_table([_HEAD, *(_condition(each) for each in found.conditions.values())]).splitlines()
     lines += ["", *_wrap(_controls(found))]
+    lines += ["", *_wrap(f"One direction or several? {said.statement.answer.value}: {said.statement.reason}.")]
+    lines += ["", *(_wrap(_contrasts(found)))]
     lines += ["", *(line for notice in directions.notices for line in _wrap(f"Note: {notice}"))]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -66,6 +74,18 @@ def _controls(found: Found) -> str:
     curves = {} if found.doses is None else {curve.intervention: curve for curve in found.doses.curves}
     parts = [_control(curve) for curve in curves.values() if curve.points[-1].random_refused]
     return "Random directions of equal norm: " + "; ".join(parts) + "." if parts else "No random directions were tried."
+
+
+def _contrasts(found: Found) -> str:
+    chosen = found.directions.chosen
+    if found.contrasts is None or not found.contrasts.contrasts or chosen is None:
+        return "No other contrasts were compared."
+    parts = []
+    for each in found.contrasts.contrasts:
+        at = next(layer for layer in each.layers if layer.layer == chosen.layer)
+        p = "" if at.p is None else f", p {number(at.p, 3)}"
+        parts.append(f"{each.positive} - {each.negative} {_measure(at.cosine)}{p}")
+    return f"Cosine of the refusal direction at {chosen.site} with other contrasts: {'; '.join(parts)}."
 
 
 def _control(curve: DoseCurve) -> str:

@@ -65,7 +65,7 @@ def layers_figure(found: Found) -> Figure:
     ]
     add_legend(figure, handles, 0.25, 0.5, ncols=3, handlelength=2.6, columnspacing=2.0)
     several = len(directions.positions) > 1
-    note = "Bands: 95 % intervals (accuracy: Wilson; AUC: Newcombe; separation: bootstrap over prompts); dotted: chance"
+    note = "Bands: 95 % intervals (accuracy: Wilson; AUC: Newcombe; separation: Hedges and Olkin); dotted: chance"
     note += f"; norm: a line a position, darkest {directions.positions[-1]}." if several else "."
     add_notes(figure, wrapped(note, figure.get_size_inches()[0] - 0.6, 8.5))
     return figure

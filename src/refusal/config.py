@@ -227,6 +227,7 @@ class AnalysisConfig(Section):
 
 
 Share = Annotated[Number, Field(gt=0, lt=1)]
+ContrastName = Text | tuple[Text, Text]
 
 
 class DirectionsConfig(Section):
@@ -265,6 +266,11 @@ class DirectionsConfig(Section):
         default=(0.25, 0.5, 1.0, 1.5), min_length=1, description="Doses, times the difference in means."
     )
     controls: Int = Field(default=3, ge=0, le=100, description="Random directions of equal norm beside every dose.")
+    contrasts: tuple[ContrastName, ...] = Field(
+        default=("harmful_harmless", "negative_neutral"),
+        description="Other contrasts to hold the refusal direction against: shipped sets, files with text and label, "
+        "or pairs of files.",
+    )
     text_file: Path | None = Field(
         default=None, description="Ordinary text on which perplexity is measured too; UTF-8, a text a paragraph."
     )

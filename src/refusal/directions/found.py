@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 from refusal.artefacts import ResultPaths
 from refusal.directions.acting import CONDITIONS
-from refusal.directions.schemas import Condition, Directions, DoseFile, Selection
+from refusal.directions.schemas import (
+    CategoryDirections,
+    Condition,
+    ContrastDirections,
+    Directions,
+    DoseFile,
+    Selection,
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +25,8 @@ class Found:
     conditions: dict[str, Condition]
     """By name, the baseline first."""
     doses: DoseFile | None
+    categories: CategoryDirections | None = None
+    contrasts: ContrastDirections | None = None
 
     @classmethod
     def load(cls, paths: ResultPaths, model: str) -> Found:
@@ -37,6 +46,8 @@ class Found:
             Selection.load(folder / "selection.json"),
             conditions,
             DoseFile.load(folder / "doses.json"),
+            CategoryDirections.load(folder / "categories.json"),
+            ContrastDirections.load(folder / "contrasts.json"),
         )
 
 

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from refusal.directions.candidates import Contrast, PromptActs, mean_diffs_of
-from refusal.directions.probes import ProbeKind, cross_validate, fit, separation
+from refusal.directions.probes import ProbeKind, cross_validate, fit
+from refusal.directions.projections import cohen_d
 from refusal.directions.schemas import ProbeResult, Separated
 from refusal.schemas import Measure
 
@@ -53,7 +54,6 @@ def separations(
     is_refused: Bool[np.ndarray, " prompt"],
     train: Sequence[int],
     test: Sequence[int],
-    seed: int,
 ) -> tuple[Separated, ...]:
     """Return by layer how far apart test prompts lie along the difference in means of the training prompts.
 
@@ -61,8 +61,7 @@ def separations(
         acts: One row per prompt.
         is_refused: Its side.
         train: Rows that the differences in means are made of.
-        test: Rows that are projected, none of them in `train`.
-        seed: Decides the bootstrap draws.
+        test: Rows that are projected, none of them in `train`: in sample, noise in many dimensions gives ten and more.
     """
     refused, complied = ([row for row in train if is_refused[row] == side] for side in (True, False))
     directions = mean_diffs_of(acts, refused, complied, Contrast.BEHAVIOUR)
@@ -70,6 +69,7 @@ def separations(
     for layer in range(directions.n_layers):
         projected = (acts.at(READOUT, layer).double() @ directions.direction(READOUT, layer).unit).numpy()
         of_sides = [projected[[row for row in test if is_refused[row] == side]] for side in (True, False)]
-        estimate = separation(of_sides[0], of_sides[1], np.random.default_rng([seed, 4]))
+        of_refused = np.repeat([True, False], [len(side) for side in of_sides])
+        estimate = cohen_d(np.concatenate(of_sides), of_refused)
         results.append(Separated(layer=layer, separation=Measure.of(estimate)))
     return tuple(results)

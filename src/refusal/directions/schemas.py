@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from refusal.directions.geometry_records import LayerGeometry, LayerTransfer, Specificity
 from refusal.record import Artefact, Record
 from refusal.schemas import Interval, Measure, Rate
 
@@ -141,6 +142,29 @@ class DoseFile(Artefact):
     MADE_BY = MADE_BY
     plan: str = Field(description="Hash of all that the curves depend on; curves of another plan are made anew.")
     curves: tuple[DoseCurve, ...]
+
+
+class CategoryDirections(Artefact):
+    """`categories.json`: the categories' own directions compared, layer by layer."""
+
+    SCHEMA = "refusal-circuits/category-directions/1"
+    MADE_BY = MADE_BY
+    plan: str = Field(description="Hash of all that the numbers depend on.")
+    model: str
+    reason: str | None = Field(description="Why categories could not be compared; else null.")
+    left_out: dict[str, str] = Field(description="Categories that are not compared, each with the reason.")
+    geometry: tuple[LayerGeometry, ...] = Field(description="Cosines with noise ceilings, components, subspaces.")
+    transfer: tuple[LayerTransfer, ...] = Field(description="What one category's direction does to every category.")
+
+
+class ContrastDirections(Artefact):
+    """`contrasts.json`: the refusal direction beside the directions of other contrasts."""
+
+    SCHEMA = "refusal-circuits/contrast-directions/1"
+    MADE_BY = MADE_BY
+    plan: str = Field(description="Hash of all that the numbers depend on.")
+    model: str
+    contrasts: tuple[Specificity, ...]
 
 
 class ProbeResult(Record):

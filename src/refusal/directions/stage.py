@@ -4,8 +4,9 @@
    training prompts, pooled and per category (`means`);
 2. every candidate scored on validation prompts, one selected, and where to act with it (`choosing`);
 3. answers and losses on test prompts under each intervention (`trials`), and dose-response curves (`doses`);
-4. probes and separation by layer (`layers`);
-5. everything written, also in the published layout (`formats`), `directions.json` last.
+4. categories' directions compared, other contrasts, projections (`comparing`);
+5. probes and separation by layer (`layers`);
+6. everything written, also in the published layout (`formats`), `directions.json` last.
 
 What takes long is kept as it is done; the same inputs make the same files. Where no direction can be formed (a model
 that never refuses), the reason is the result. Knows no figures and no report.
@@ -22,14 +23,21 @@ from refusal.artefacts import ResultPaths, sha256_file
 from refusal.config import Config
 from refusal.directions.acting import Acting, random_directions
 from refusal.directions.choosing import references, select
+from refusal.directions.comparing import (
+    Comparing,
+    compare_categories,
+    compare_contrasts,
+    write_projections,
+)
 from refusal.directions.doses import CURVES, dose_curve
 from refusal.directions.formats import write_published
+from refusal.directions.inputs import outside_files
 from refusal.directions.judging import Answerer
 from refusal.directions.kept import found, kept
 from refusal.directions.layers import probe_layers, separations
 from refusal.directions.material import Material
 from refusal.directions.means import Means, collect_means
-from refusal.directions.schemas import Chosen, Directions, DoseFile, Selection
+from refusal.directions.schemas import CategoryDirections, Chosen, ContrastDirections, Directions, DoseFile, Selection
 from refusal.directions.splits import Part
 from refusal.directions.trials import Trials
 from refusal.directions.writing import write_selection_csv, write_splits, write_tensors
@@ -69,18 +77,17 @@ def stage_files(paths: ResultPaths, model_name: str) -> list[Path]:
 
 def _plan(config: Config, model_name: str, paths: ResultPaths) -> str:
     """Return a hash of all that decides what the stage measures."""
-    text_file = config.directions.text_file
     decisive = {
         "version": VERSION,
         "activations": ActivationStore(paths.activations(model_name)).checksum,
         "labels": sha256_file(paths.refusal_labels(model_name)),
         "directions": config.directions.model_dump(mode="json"),
-        "draws": config.analysis.bootstrap,
+        "draws": [config.analysis.bootstrap, config.analysis.permutations],
         "seed": config.seed,
         "dtype": config.dtype,
         "max_new_tokens": config.max_new_tokens,
         "who judges": config.labels.model_dump(mode="json"),
-        "text": None if text_file is None else sha256_file(text_file),
+        "files": [sha256_file(path) for path in outside_files(config)],
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -109,13 +116,14 @@ class _Stage:
         trials = Trials(self.answerer, acting, self.folder / "responses", self.plan)
         files = [self._selection_path, *(trials.path(condition.name) for condition in trials.run())]
         files.append(self._doses(acting))
+        files += self._compare(means)
         probes, weights = probe_layers(means.acts, means.is_refused, means.places(Part.TRAIN), seed)
         files += write_tensors(self.folder, means, weights)
         files += write_selection_csv(self.folder, selection)
         if acting.direction.layer + 1 < means.pooled.n_layers:
             files += write_published(self.folder, means.pooled, acting.direction.position, acting.direction.layer)
         files += write_splits(self.folder / "splits", material)
-        separation = separations(means.acts, means.is_refused, means.places(Part.TRAIN), means.places(Part.TEST), seed)
+        separation = separations(means.acts, means.is_refused, means.places(Part.TRAIN), means.places(Part.TEST))
         described = _describe(material).model_copy(
             update={
                 "positions": material.positions,
@@ -154,6 +162,21 @@ class _Stage:
                 curves[name] = dose_curve(name, self.answerer, acting, random)
                 DoseFile.build(plan=self.plan, curves=tuple(curves.values())).save(path)
         return path
+
+    def _compare(self, means: Means) -> list[Path]:
+        """Compare the categories' directions, and the refusal direction with other contrasts."""
+        comparing, name = Comparing(self.material, means), self.material.name
+        paths = [self.folder / "categories.json", self.folder / "contrasts.json"]
+        kept(paths[0], CategoryDirections, self.plan, lambda: compare_categories(comparing, self.plan))
+        kept(
+            paths[1],
+            ContrastDirections,
+            self.plan,
+            lambda: ContrastDirections.build(
+                plan=self.plan, model=name, contrasts=compare_contrasts(self.material, means)
+            ),
+        )
+        return [*paths, *write_projections(self.folder, comparing)]
 
 
 def _describe(material: Material) -> Directions:

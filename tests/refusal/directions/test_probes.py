@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refusal.directions.probes import ProbeKind, cross_validate, fit, separation
+from refusal.directions.probes import ProbeKind, cross_validate, fit
+from refusal.directions.projections import cohen_d
 
 
 def classes(n=60, d=8, shift=0.0, seed=0):
@@ -53,21 +54,11 @@ def test_too_few_prompts_give_no_quality_and_say_why():
     assert found.accuracy.reason == "fewer than four prompts in a class"
 
 
-def test_separation_is_the_gap_in_pooled_standard_deviations():
-    found = separation(np.array([4.0, 6.0]), np.array([0.0, 2.0]), np.random.default_rng(0), n_draws=200)
-    assert found.value == pytest.approx(4 / np.sqrt(2))
-    far = separation(np.arange(50.0), np.arange(50.0), np.random.default_rng(0))
-    assert far.value == pytest.approx(0)
-    assert far.low < 0 < far.high
-    assert separation(np.array([1.0]), np.array([0.0, 1.0]), np.random.default_rng(0)).value is None
-
-
 def test_separation_out_of_sample_is_near_zero_on_noise_where_in_sample_it_is_not():
     acts, is_refused = classes(n=40, d=500)
     train, test = np.arange(0, 80, 2), np.arange(1, 80, 2)
     weight = fit(ProbeKind.MASS_MEAN, acts[train], is_refused[train]).weight
     seen, unseen = (acts[rows] @ weight for rows in (train, test))
-    generator = np.random.default_rng(0)
-    assert separation(seen[is_refused[train]], seen[~is_refused[train]], generator).value > 3
-    held_out = separation(unseen[is_refused[test]], unseen[~is_refused[test]], generator)
+    assert cohen_d(seen, is_refused[train]).value > 3
+    held_out = cohen_d(unseen, is_refused[test])
     assert held_out.low < 0 < held_out.high
