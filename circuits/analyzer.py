@@ -38,15 +38,7 @@ COMPARE_VERSION = 2
 SAE_KEYS = ("sae", "seed", "activation_layers")
 CIRCUIT_KEYS = ("circuit", "sae.seeds", "seed", "categories", "activation_layers")
 COMPARE_KEYS = (*CIRCUIT_KEYS, "analysis")
-DIRECTION_KEYS = (
-    "directions",
-    "seed",
-    "analysis",
-    "categories",
-    "max_new_tokens",
-    "system_prompt",
-    "report.image_format",
-)
+DIRECTION_KEYS = ("directions", "seed", "analysis", "categories", "max_new_tokens", "system_prompt", "report")
 
 HALVES = "halves of the prompts"
 """Name of the work that trains SAEs on halves."""
@@ -187,7 +179,11 @@ class RefusalCircuitAnalyzer:
             configuration = self.config.model_dump(mode="json")
             written.extend(
                 write_reports(
-                    paths, self.config.models, self.config.report, configuration, self.config.report.image_format
+                    paths,
+                    self.config.models,
+                    self.config.report,
+                    configuration,
+                    directed={unit.model for unit in needs if unit.stage is Stage.DIRECTIONS and unit.model},
                 )
             )
 
@@ -223,7 +219,7 @@ def _direct(config: Config, model: str, paths: ResultPaths) -> None:
 
 
 def _direction_files(paths: ResultPaths, model: str) -> list[Path]:
-    from circuits.direction_stage import direction_files
+    from circuits.direction_files import direction_files
 
     return direction_files(paths, model)
 

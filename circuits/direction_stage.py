@@ -6,23 +6,19 @@ stage does (`circuits.direct`), so that directions can be studied without circui
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from circuits.direct import direct_effects
 from circuits.direction_figures import Drawn, figures
+from circuits.direction_files import STATEMENT, SUMMARY, figure_files
 from circuits.direction_summary import direction_summary
 from circuits.direction_verdict import StatementFile, state
 from circuits.evidence import Evidence
 from circuits.plot_style import save_figure
-from circuits.report import write_text
 from circuits.verdict import commit_site
-from refusal.artefacts import ResultPaths
+from refusal.artefacts import ResultPaths, write_text
 from refusal.config import Config
 from refusal.directions.found import Found
 from refusal.directions.projections import read_projection
-from refusal.directions.stage import find_directions, stage_files
-
-STATEMENT, SUMMARY = "statement.json", "summary.txt"
+from refusal.directions.stage import find_directions
 
 
 def run_directions(config: Config, model: str, paths: ResultPaths) -> None:
@@ -34,7 +30,7 @@ def run_directions(config: Config, model: str, paths: ResultPaths) -> None:
     """
     find_directions(config, model, paths)
     found, folder = Found.load(paths, model), paths.directions(model)
-    for stale in _figure_files(paths, model):
+    for stale in figure_files(paths, model):
         stale.unlink()
     statement = _statement(config, model, paths, found)
     statement.save(folder / STATEMENT)
@@ -56,15 +52,3 @@ def _statement(config: Config, model: str, paths: ResultPaths, found: Found) -> 
     name = None if commit is None else str(commit)
     said = state(categories.geometry, categories.transfer, name, config.analysis)
     return StatementFile.build(model=model, commit_site=name, statement=said)
-
-
-def direction_files(paths: ResultPaths, model: str) -> list[Path]:
-    """Return the files of a model's directions, figures and text included."""
-    return [*stage_files(paths, model), *_figure_files(paths, model)]
-
-
-def _figure_files(paths: ResultPaths, model: str) -> list[Path]:
-    """Return the figures of a model's directions that are there, in any format."""
-    pattern = paths.direction_plot(model, "x", "y")
-    prefix = pattern.name.removesuffix("x.y")
-    return sorted(path for path in pattern.parent.glob("*") if path.name.startswith(prefix))

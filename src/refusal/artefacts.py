@@ -218,6 +218,12 @@ def write_json(path: Path, value: Any) -> None:
         beside.write_text(text + "\n", encoding="utf-8")
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically as UTF-8; what UTF-8 cannot hold (lone surrogates) becomes `?`."""
+    with atomic_write(path) as beside:
+        beside.write_bytes(text.encode("utf-8", "replace"))
+
+
 def read_json(path: Path, made_by: str) -> Any:
     """Return the content of a JSON artefact.
 

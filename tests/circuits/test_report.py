@@ -29,10 +29,10 @@ from synthetic_results import (
 
 from circuits.page import html_page
 from circuits.page_data import STEPS, PageData, Texts, matrices, page_data, script_json
-from circuits.report import build_report, write_reports, write_text
+from circuits.report import build_report, write_reports
 from circuits.summary import WIDTH, summary_text
 from circuits.wording import one_line, shorten
-from refusal.artefacts import ResultPaths
+from refusal.artefacts import ResultPaths, write_text
 from refusal.config import ReportConfig
 from refusal.errors import ArtefactError
 from refusal.schemas import ModelOutputs, RefusalLabels, Report

@@ -19,9 +19,6 @@ from refusal.directions.schemas import AblateTo, RegionTrial
 from refusal.steering.directional import Ablation, Addition, Intervention, Reference
 from refusal.steering.frame import Region
 
-CONDITIONS = ("baseline", "ablation", "published ablation", "addition", "subtraction")
-"""Names of what is tried on test prompts."""
-
 
 @dataclass(frozen=True)
 class Acting:

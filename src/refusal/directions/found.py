@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from refusal.artefacts import ResultPaths
-from refusal.directions.acting import CONDITIONS
 from refusal.directions.schemas import (
+    CONDITIONS,
     CategoryDirections,
     Condition,
     ContrastDirections,
@@ -49,6 +50,11 @@ class Found:
             CategoryDirections.load(folder / "categories.json"),
             ContrastDirections.load(folder / "contrasts.json"),
         )
+
+
+def stage_files(paths: ResultPaths, model: str) -> list[Path]:
+    """Return the files that the stage has written, `directions.json` among them."""
+    return sorted(path for path in paths.directions(model).rglob("*") if path.is_file())
 
 
 def condition_file(name: str) -> str:

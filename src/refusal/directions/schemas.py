@@ -17,6 +17,8 @@ from refusal.schemas import Interval, Measure, Rate
 MADE_BY = "python run_directions.py --config FILE"
 
 
+CONDITIONS = ("baseline", "ablation", "published ablation", "addition", "subtraction")
+"""Names of what is tried on test prompts."""
 AblateTo = Literal["zero", "complied"]
 """What ablation leaves: nothing (published), or what complied prompts have at the same place."""
 

@@ -31,6 +31,7 @@ from refusal.directions.comparing import (
 )
 from refusal.directions.doses import CURVES, dose_curve
 from refusal.directions.formats import write_published
+from refusal.directions.found import stage_files
 from refusal.directions.inputs import outside_files
 from refusal.directions.judging import Answerer
 from refusal.directions.kept import found, kept
@@ -68,11 +69,6 @@ def find_directions(config: Config, model_name: str, paths: ResultPaths) -> None
     for stale in stage_files(paths, model_name):
         if stale not in written:
             stale.unlink()
-
-
-def stage_files(paths: ResultPaths, model_name: str) -> list[Path]:
-    """Return the files that the stage has written, `directions.json` among them."""
-    return sorted(path for path in paths.directions(model_name).rglob("*") if path.is_file())
 
 
 def _plan(config: Config, model_name: str, paths: ResultPaths) -> str:
