@@ -11,6 +11,7 @@ from pathlib import Path
 from circuits.tracking import track
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, Stage
+from refusal.directions.inputs import outside_files
 from refusal.model_files import decisive_files
 from refusal.models import resolve
 from refusal.processes import WHOLE, Part, Team
@@ -37,6 +38,15 @@ COMPARE_VERSION = 2
 SAE_KEYS = ("sae", "seed", "activation_layers")
 CIRCUIT_KEYS = ("circuit", "sae.seeds", "seed", "categories", "activation_layers")
 COMPARE_KEYS = (*CIRCUIT_KEYS, "analysis")
+DIRECTION_KEYS = (
+    "directions",
+    "seed",
+    "analysis",
+    "categories",
+    "max_new_tokens",
+    "system_prompt",
+    "report.image_format",
+)
 
 HALVES = "halves of the prompts"
 """Name of the work that trains SAEs on halves."""
@@ -65,9 +75,14 @@ class RefusalCircuitAnalyzer:
     def pipeline(self, paths: ResultPaths) -> Pipeline:
         """Return the units of the configuration, ready to run or to be looked at."""
         units = [unit for model in self.config.models for unit in self._units(model, paths)]
-        compared = tuple(unit for unit in units if unit.stage is Stage.COMPARE)
-        units.append(self._report(paths, compared))
+        units.append(self._report(paths, tuple(unit for unit in units if self._is_reported(unit, units, paths))))
         return Pipeline(self.config, paths, units, self.forced)
+
+    def _is_reported(self, unit: Unit, units: list[Unit], paths: ResultPaths) -> bool:
+        """Return whether the report shows a unit; directions that are not asked for only while they are up to date."""
+        if unit.stage is Stage.DIRECTIONS and unit.stage not in self.config.stages:
+            return Pipeline(self.config, paths, units, self.forced).state(unit).is_up_to_date
+        return unit.stage in (Stage.COMPARE, Stage.DIRECTIONS)
 
     def run(self) -> ResultPaths:
         """Run every stage that is asked for and not up to date; return where the results lie.
@@ -127,7 +142,22 @@ class RefusalCircuitAnalyzer:
             paths,
         )
         compare = replace(compare, version=COMPARE_VERSION)
-        return [inference, saes, circuits, compare]
+        return [inference, saes, circuits, compare, *self._directions(model, paths, inference)]
+
+    def _directions(self, model: str, paths: ResultPaths, inference: Unit) -> list[Unit]:
+        """Return the directions unit where it is asked for, or was made: the report then shows it."""
+        if Stage.DIRECTIONS not in self.config.stages and not paths.stage_record(Stage.DIRECTIONS, model).exists():
+            return []
+        unit = self._unit(
+            Stage.DIRECTIONS,
+            model,
+            DIRECTION_KEYS,
+            (inference,),
+            _direct,
+            partial(_direction_files, paths, model),
+            paths,
+        )
+        return [replace(unit, inputs=outside_files(self.config))]
 
     def _inference(self, model: str, paths: ResultPaths) -> Unit:
         files = local_files(self.config.dataset_dir, self.config.safe_subset)
@@ -184,6 +214,18 @@ def _compare(config: Config, model: str, paths: ResultPaths) -> None:
     from circuits.compare_stage import compare_categories
 
     compare_categories(config, model, paths)
+
+
+def _direct(config: Config, model: str, paths: ResultPaths) -> None:
+    from circuits.direction_stage import run_directions
+
+    run_directions(config, model, paths)
+
+
+def _direction_files(paths: ResultPaths, model: str) -> list[Path]:
+    from circuits.direction_stage import direction_files
+
+    return direction_files(paths, model)
 
 
 def _existing(*paths: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from circuits.groups import find_groups
 from circuits.wording import estimate, number, plural
 from refusal.config import AnalysisConfig
 from refusal.directions.geometry_records import LayerGeometry, LayerTransfer, from_matrix
-from refusal.record import Record
+from refusal.record import Artefact, Record
 from refusal.schemas import Matrix, Measure
 from refusal.sites import Site
 
@@ -61,6 +61,21 @@ class DirectionStatement(Record):
     mean: Measure | None = Field(description="Mean off-diagonal value of the evidence.")
     groups: tuple[tuple[str, ...], ...] | None = Field(description="Partition of the categories by directions.")
     limits: tuple[str, ...] = LIMITS
+
+
+class StatementFile(Artefact):
+    """`directions/MODEL/statement.json`."""
+
+    SCHEMA = "refusal-circuits/direction-statement/1"
+    MADE_BY = "python run_directions.py --config FILE"
+    model: str
+    commit_site: str | None = Field(description="First site whose direct effect carries the decision.")
+    statement: DirectionStatement
+
+    @classmethod
+    def none(cls, model: str, reason: str) -> StatementFile:
+        """Return the file of a model whose directions say nothing, with the reason."""
+        return cls.build(model=model, commit_site=None, statement=_cannot_tell(reason))
 
 
 def state(

@@ -19,7 +19,7 @@ from refusal.cli import (
     stages_named,
     use_one_thread_for_small_models,
 )
-from refusal.config import Config, Stage
+from refusal.config import MAIN_STAGES, Config, Stage
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +36,15 @@ def inference_main(argv: Sequence[str] | None = None) -> int:
     return run_command(partial(_inference_job, arguments), verbose=arguments.verbose)
 
 
+def directions_main(argv: Sequence[str] | None = None) -> int:
+    """Run inference and the directions stage, or look at a folder of published directions; return the exit status."""
+    parser = build_parser(
+        "Refusal directions: find, select, try out; or look at published ones.", main_job=True, directions=True
+    )
+    arguments = parser.parse_args(argv)
+    return run_command(partial(_directions_job, arguments), verbose=arguments.verbose)
+
+
 def _main_job(arguments: argparse.Namespace) -> str:
     config = read_config(arguments)
     stages = config.stages
@@ -47,6 +56,30 @@ def _main_job(arguments: argparse.Namespace) -> str:
         config = config.model_copy(update={"train_saes": True})
     forced = {stage for text in arguments.force for stage in stages_named(text, "--force")}
     return _run(config.model_copy(update={"stages": stages}), forced, dry_run=arguments.dry_run)
+
+
+def _directions_job(arguments: argparse.Namespace) -> str:
+    if arguments.inspect is not None:
+        from circuits.direction_inspection import inspect_folder
+
+        return inspect_folder(arguments.inspect, arguments.result_dir)
+    config = read_config(arguments)
+    stages: tuple[Stage, ...] = (Stage.INFERENCE, Stage.DIRECTIONS)
+    if arguments.stages is not None:
+        stages = stages_named(arguments.stages, "--stages")
+    elif _is_compared(config):
+        stages = (*stages, Stage.REPORT)
+    forced = {stage for text in arguments.force for stage in stages_named(text, "--force")}
+    return _run(config.model_copy(update={"stages": stages}), forced, dry_run=arguments.dry_run)
+
+
+def _is_compared(config: Config) -> bool:
+    """Return whether the result folder holds an up-to-date comparison of every model, so that there is a report."""
+    from circuits.analyzer import RefusalCircuitAnalyzer
+    from refusal.artefacts import ResultPaths
+
+    pipeline = RefusalCircuitAnalyzer(config).pipeline(ResultPaths(config.result_dir))
+    return all(pipeline.state(unit).is_up_to_date for unit in pipeline.units if unit.stage is Stage.COMPARE)
 
 
 def _inference_job(arguments: argparse.Namespace) -> str:
@@ -79,6 +112,8 @@ def _last_line(config: Config, root: Path) -> str:
     if last is Stage.REPORT:
         page = root / ("report.html" if config.report.html else "circuit_analysis_summary.txt")
         return f"Written to {root}. Open {page}; refusal metrics: python run_analysis.py --results-dir {root}"
-    following = list(Stage)[list(Stage).index(last) + 1]
+    if last is Stage.DIRECTIONS:
+        return f"Written to {root}. Look into {root / 'directions'} and {root / 'visualizations'} (*_directions_*)"
+    following = MAIN_STAGES[MAIN_STAGES.index(last) + 1]
     train = " --train-saes" if following is Stage.SAES else ""
     return f"Written to {root}. Next: python run_circuit_analysis.py --config FILE{train} (stage {following})"

@@ -10,6 +10,7 @@ from refusal import model_files
 from refusal.artefacts import ResultPaths
 from refusal.cli import as_table
 from refusal.config import Config, Stage
+from refusal.directions.inputs import check_files
 from refusal.errors import InputError
 from refusal.inference import SHARD_BYTES
 from refusal.model_files import ModelSize
@@ -73,6 +74,8 @@ def check_before_loading(config: Config) -> None:
     """
     sizes = {name: size for name in config.models if (size := model_size(name)) is not None}
     found = [text for name, size in sizes.items() if (text := _missing_sites(config, name, size))]
+    if Stage.DIRECTIONS in config.stages:
+        check_files(config)
     if Stage.INFERENCE in config.stages:
         n_categories = len(CATEGORIES) if config.categories == "all" else len(config.categories)
         n_prompts = config.num_samples_per_category * n_categories

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
+import numpy as np
+from jaxtyping import Float
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,6 +34,8 @@ UNMEASURED = "#eceef0"
 """Ground of a cell that could not be measured; it is hatched besides."""
 LONGEST_NAME = 28
 """Characters of a name before it is cut."""
+RING: dict[str, Any] = {"marker": "o", "markersize": 10, "mfc": "none", "mec": INK, "mew": 1.5, "linestyle": "none"}
+"""How what was selected is marked."""
 _DPI = 150
 _NO_DATE: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 
@@ -106,6 +110,11 @@ def quiet_axes(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(length=0, colors=INK, labelsize=8.5)
+
+
+def as_numbers(values: Sequence[float | None]) -> Float[np.ndarray, " point"]:
+    """Return values to draw, nan where nothing was measured."""
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 def save_figure(figure: Figure, path: Path, image_format: ImageFormat) -> Path:

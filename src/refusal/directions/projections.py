@@ -28,6 +28,8 @@ from refusal.stats import Estimate, auc_estimate, bootstrap_weights, percentile_
 ALL = "all"
 """Stands for the category in rows over all categories."""
 REFUSED, COMPLIED = "refused", "complied"
+PROMPTS = "projected_prompts.csv"
+"""Projections of single prompts."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,31 @@ def cohen_d(values: Float[np.ndarray, " prompt"], is_positive: np.ndarray) -> Es
     d = float(first.mean() - second.mean()) / pooled
     half = 1.959964 * math.sqrt(n / (n_first * n_second) + d * d / (2 * n))
     return Estimate(d, d - half, d + half, n, method=method)
+
+
+def write_projection(folder: Path, projection: Projection, prompt_ids: Sequence[str]) -> Path:
+    """Write one row per prompt (id, category, behaviour, direction, a column per layer) as CSV; return the path."""
+    table = pd.DataFrame(projection.values, columns=[f"residuals_{layer}" for layer in range(projection.n_layers)])
+    words = {
+        "id": list(prompt_ids),
+        "category": projection.category,
+        "behaviour": projection.behaviour,
+        "direction": projection.direction,
+    }
+    write_table(pd.concat([pd.DataFrame(words), table], axis=1), folder / PROMPTS)
+    return folder / PROMPTS
+
+
+def read_projection(folder: Path) -> Projection | None:
+    """Return what `write_projection` wrote of prompts that were held out; None where there is no such file."""
+    path = folder / PROMPTS
+    if not path.exists():
+        return None
+    # a category may be called "null"
+    table = pd.read_csv(path, dtype={"id": str, "category": str, "behaviour": str}, keep_default_na=False)
+    values = table.iloc[:, 4:].to_numpy(dtype=np.float64)
+    words = (tuple(table["category"]), tuple(table["behaviour"]))
+    return Projection(str(table["direction"].iloc[0]), values, *words, is_held_out=True)
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
