@@ -27,8 +27,8 @@ from refusal.record import Artefact, Record
 from refusal.schemas import Matrix, Measure
 from refusal.sites import Site
 
-MIN_SHARE_NECESSARY = 0.8
-"""Share of the categories whose own direction must be necessary for transfer to be the evidence."""
+MIN_SHARE_MEASURED = 0.8
+"""Share of the categories that must be measured: whose own direction is necessary, or told from noise."""
 LIMITS = (
     "A direction is a difference in means: a mechanism that is not linear, or spread over several directions, shows in "
     "part.",
@@ -99,7 +99,7 @@ def state(
     if layer not in layers:
         return _cannot_tell(f"the decision is made by {commit_site}, and no layer before it was read", None)
     found = next(each for each in geometry if each.layer == layer)
-    by_transfer = next((each for each in transfer if each.layer == layer and _is_necessary(each)), None)
+    by_transfer = next((each for each in transfer if each.layer == layer and _covers(each.transfer)), None)
     if by_transfer is not None:
         values, folds, mean, evidence = (
             by_transfer.transfer,
@@ -111,6 +111,8 @@ def state(
         values, folds, mean, evidence = found.ratio, found.ratio_folds, found.mean_ratio, "cosine"
     if mean.value is None or mean.low is None or mean.high is None:
         return _cannot_tell(f"at residuals_{layer} the {evidence} could not be measured: {mean.reason}", layer)
+    if not _covers(values):
+        return _cannot_tell(f"at residuals_{layer} too few categories have a direction that is more than noise", layer)
     names = tuple(values)
     groups = _groups(values, folds, names)
     answer, reason = _answer(mean, groups, thresholds)
@@ -130,10 +132,9 @@ def _cannot_tell(reason: str, layer: int | None = None) -> DirectionStatement:
     )
 
 
-def _is_necessary(transfer: LayerTransfer) -> bool:
-    """Return whether transfer was measured onto most categories."""
-    measured = [transfer.transfer[name][name] is not None for name in transfer.transfer]
-    return float(np.mean(measured)) >= MIN_SHARE_NECESSARY
+def _covers(values: Matrix) -> bool:
+    """Return whether most categories were measured."""
+    return float(np.mean([values[name][name] is not None for name in values])) >= MIN_SHARE_MEASURED
 
 
 def _groups(values: Matrix, folds: tuple[Matrix, Matrix], names: Sequence[str]) -> tuple[tuple[str, ...], ...]:

@@ -30,7 +30,7 @@ class PlantedActs:
 
 
 @cache
-def planted_acts(name: str, n_per_category: int = 60) -> PlantedActs:
+def planted_acts(name: str, n_per_category: int = 40) -> PlantedActs:
     """Return the prompts of a shipped model that it refused or complied with."""
     model = ChatModel.load(f"planted/{name}")
     prompts = draw(load_prompts("embedded", "80k"), "all", n_per_category, seed=0, shuffle=False).prompts

@@ -90,12 +90,13 @@ def needed_directions(
     excess = errors - errors[:, [best]]
     se = excess.std(0, ddof=1) / np.sqrt(n_folds)
     chosen = int(np.flatnonzero(mean - mean[best] <= se)[0])
+    scale = mean[0] if mean[0] > 0 else 1.0
     gain = mean[0] - mean
     explained = [float(each / gain[best]) if gain[best] > 0 else None for each in gain]
     reached = [r for r, each in enumerate(explained) if each is not None and each >= MOST]
     return NeededDirections(
-        error=tuple((mean / mean[0]).tolist()),
-        error_se=tuple((se / mean[0]).tolist()),
+        error=tuple((mean / scale).tolist()),
+        error_se=tuple((se / scale).tolist()),
         best=best,
         chosen=chosen,
         explained=tuple(explained),

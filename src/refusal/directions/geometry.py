@@ -22,8 +22,11 @@ from torch import Tensor
 
 from refusal.directions.components import needed_directions, spectrum
 from refusal.directions.geometry_records import LayerGeometry, as_matrix, interval_matrix, measure, or_none
-from refusal.directions.products import MIN_SIDE, Products, Sides, off_diagonal_mean, products
+from refusal.directions.products import Products, Sides, off_diagonal_mean, products
 from refusal.directions.subspaces import compare_subspaces
+
+MIN_PROMPTS = 4
+"""Prompts a side of a category needs: two in each half."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ def direction_geometry(
         options: Draws, rank and seed.
 
     Raises:
-        ValueError: There are fewer than two categories, or activations that are not finite.
+        ValueError: There are fewer than two categories, a side with fewer than `MIN_PROMPTS` prompts, or activations
+            that are not finite.
     """
     values = np.asarray(acts)
     return tuple(layer_geometry(values[:, layer], sides, layer, options) for layer in range(values.shape[1]))
@@ -67,7 +71,8 @@ def layer_geometry(
     _require_comparable(acts, sides, layer)
     acts = np.asarray(acts, dtype=np.float64)
     weights = sides.bootstrap(options.draws, np.random.default_rng([options.seed, 1]))
-    point, draws = products(acts, sides), products(acts, sides, weights)
+    draws = products(acts, sides, weights)
+    point, draws = (each.only(draws.has_signal) for each in (products(acts, sides), draws))
     fold = sides.folds(2, np.random.default_rng([options.seed, 2]))
     folds = [_half_ratio(acts, sides, np.flatnonzero(fold == half)) for half in (0, 1)]
     names, n = sides.categories, len(sides)
@@ -94,6 +99,9 @@ def layer_geometry(
 def _require_comparable(acts: Float[np.ndarray, "prompt d_model"], sides: Sides, layer: int) -> None:
     if sides.n_categories < 2:
         raise ValueError(f"{sides.n_categories} category has nothing to be compared with; two are needed")
+    smallest = int(np.bincount(sides.stratum).min())
+    if smallest < MIN_PROMPTS:
+        raise ValueError(f"a category has {smallest} prompts on a side; {MIN_PROMPTS} are needed for halves")
     if not np.isfinite(acts).all():
         raise ValueError(f"residuals_{layer}: some activations are not finite; capture the model in a wider dtype")
 
@@ -101,10 +109,7 @@ def _require_comparable(acts: Float[np.ndarray, "prompt d_model"], sides: Sides,
 def _half_ratio(
     acts: Float[np.ndarray, "prompt d_model"], sides: Sides, rows: Int[np.ndarray, " row"]
 ) -> Float[np.ndarray, "category category"]:
-    """Return the disattenuated cosines of some prompts; nan where they are too few."""
-    smallest = np.bincount(sides.stratum[rows], minlength=2 * sides.n_categories).min()
-    if smallest < MIN_SIDE:
-        return np.full((sides.n_categories, sides.n_categories), np.nan)
+    """Return the disattenuated cosines of some prompts."""
     return np.asarray(products(acts[rows], sides.subset(rows)).ratio[0])
 
 

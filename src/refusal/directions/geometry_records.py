@@ -16,7 +16,7 @@ from refusal.record import Record
 from refusal.schemas import IntervalMatrix, Matrix, Measure
 from refusal.stats import percentile_interval
 
-LOW_CEILING = "the noise ceiling is below 0.2: the prompts are too few, or too alike, to tell a direction"
+LOW_CEILING = "the noise ceiling is below 0.2 or may be 0: the prompts are too few, or too alike, to tell a direction"
 """Why a disattenuated number is null."""
 
 
@@ -83,7 +83,7 @@ class LayerGeometry(Record):
     )
     ratio: Matrix = Field(
         description="Disattenuated cosine: raw over the geometric mean of the two ceilings; noise can carry it past 1. "
-        "Null where a ceiling is below 0.2."
+        "Null where a ceiling is below 0.2, or its interval reaches 0."
     )
     ratio_ci: IntervalMatrix
     ratio_folds: tuple[Matrix, Matrix] = Field(description="The same from each half of the prompts alone.")

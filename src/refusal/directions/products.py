@@ -18,7 +18,7 @@ the squared maximum mean discrepancy with a linear kernel, Gretton et al. 2012, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -99,13 +99,20 @@ class Products:
     """b_i = |d_i|^2 - U_i of the prompts as they are: what resampling adds a second time."""
     squared: Float[np.ndarray, " category"]
     """|d_i|^2 of the prompts as they are."""
+    is_usable: Bool[np.ndarray, " category"]
+    """Whether the category's noise ceiling, from the prompts as they are, reaches `MIN_CEILING`: else it has no ratio.
+    """
     is_resampled: bool
     """Whether the draws are of a bootstrap, or the prompts as they are."""
 
     @property
-    def is_usable(self) -> Bool[np.ndarray, " category"]:
-        """Whether the category's noise ceiling, from the prompts as they are, reaches `MIN_CEILING`."""
-        return np.asarray((self.squared > 0) & (self.squared - self.noise >= MIN_CEILING * self.squared))
+    def has_signal(self) -> Bool[np.ndarray, " category"]:
+        """Whether the lower end of the 95 % interval of U_i is above 0: chance alone can reach a ceiling of .2."""
+        return np.asarray(np.nanquantile(self.unbiased, 0.025, axis=0) > 0)
+
+    def only(self, categories: Bool[np.ndarray, " category"]) -> Products:
+        """Return the same with a ratio for no others than these categories."""
+        return replace(self, is_usable=self.is_usable & categories)
 
     @property
     def cosine(self) -> Float[np.ndarray, "draw category category"]:
@@ -209,7 +216,8 @@ def products(
     plain = point.plain(drawn)
     unbiased = np.einsum("dii->di", plain) - point.self_products(drawn) + point.distinct_products(drawn)
     squared = np.einsum("dii->di", point.plain(as_is))[0]
-    return Products(plain, unbiased, noise, squared, weights is not None)
+    is_usable = (squared > 0) & (squared - noise >= MIN_CEILING * squared)
+    return Products(plain, unbiased, noise, squared, is_usable, weights is not None)
 
 
 class _Gram:

@@ -10,9 +10,9 @@ from planted_acts import PlantedActs, planted_acts
 
 from circuits.direction_verdict import Answer, DirectionStatement, state
 from refusal.config import AnalysisConfig
-from refusal.directions.geometry import GeometryOptions, direction_geometry
+from refusal.directions.geometry import GeometryOptions, direction_geometry, layer_geometry
 from refusal.directions.geometry_records import LayerGeometry, LayerTransfer
-from refusal.directions.products import off_diagonal_mean
+from refusal.directions.products import Sides
 from refusal.directions.readout_ablation import ablate_at_readout, baseline_metric
 from refusal.directions.transfer import layer_transfer, measure_transfer
 from refusal.sites import Site
@@ -66,7 +66,7 @@ def test_on_the_modular_model_they_stay_far_below_it_before_commit() -> None:
 def test_on_the_monolithic_model_one_direction_transfers_to_all_and_on_the_modular_one_none_does() -> None:
     for each in transfer("monolithic")[1:]:
         assert each.mean_transfer.value > 0.95
-        assert min(value or 0 for row in each.transfer.values() for value in row.values()) > 0.85
+        assert min(value or 0 for row in each.transfer.values() for value in row.values()) > 0.8
         assert max(value or 0 for row in each.refusals_left.values() for value in row.values()) < 0.1
     modular = transfer("modular")[1]
     assert modular.mean_transfer.high < 0.2
@@ -84,16 +84,15 @@ def test_the_statement_is_the_planted_mechanism(with_transfer: bool) -> None:
     assert ("unethical", "violence") in (partial.groups or ())
 
 
-def test_shuffled_behaviour_says_nothing() -> None:
-    planted = planted_acts("modular")
-    generator = np.random.default_rng(0)
-    shuffled = planted.sides.is_refused.copy()
-    for category in range(planted.sides.n_categories):
-        rows = np.flatnonzero(planted.sides.category == category)
-        shuffled[rows] = generator.permutation(shuffled[rows])
-    from refusal.directions.products import Sides, products
-
-    where = Sides(planted.sides.category, shuffled, planted.sides.categories)
-    found = products(planted.acts[:, 1], where)
-    assert found.is_usable.mean() <= 0.4
-    assert abs(off_diagonal_mean(found.cosine)[0]) < 0.3
+def test_with_shuffled_behaviour_it_cannot_tell() -> None:
+    for name in COMMIT:
+        planted = planted_acts(name)
+        generator = np.random.default_rng(0)
+        shuffled = planted.sides.is_refused.copy()
+        for category in range(planted.sides.n_categories):
+            rows = np.flatnonzero(planted.sides.category == category)
+            shuffled[rows] = generator.permutation(shuffled[rows])
+        where = Sides(planted.sides.category, shuffled, planted.sides.categories)
+        found = layer_geometry(planted.acts[:, 1], where, 1, GeometryOptions(draws=200, jackknife_groups=4))
+        assert sum(value is not None for value in found.ratio["hate"].values()) <= 3
+        assert state([found], (), "residuals_2", AnalysisConfig()).answer is Answer.CANNOT_TELL
