@@ -53,8 +53,8 @@ class DirectionFindings(Record):
             return f"none: {self.reason}"
         by_name = {line.name: line for line in self.conditions}
         shown = [
-            f"ablation leaves {_rate(by_name['ablation'].refused)} of refusals",
-            f"addition makes {_rate(by_name['addition'].complied)} of complied prompts refused",
+            f"ablated at every place it leaves {_rate(by_name['ablation'].refused)} of refusals",
+            f"added it makes {_rate(by_name['addition'].complied)} of complied prompts refused",
         ]
         where = f"{self.chosen.site}, position {self.chosen.position}"
         return f"{where}: {', '.join(shown)}. {self.statement.answer.value}: {self.statement.reason}. {self.beside()}"
