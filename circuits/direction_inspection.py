@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from circuits.plot_inspection import inspection_figure
 from circuits.plot_style import save_figure
 from refusal.artefacts import ResultPaths, unsafe_name
+from refusal.cli import as_table
 from refusal.directions.inspection import Inspection, inspect
 
 DEFAULT_RESULTS = Path("results")
@@ -51,9 +54,15 @@ def _text(folder: Path, found: Inspection) -> str:
             f"direction_evaluations.json: the published filters select pos {found.selected[0]}, layer "
             f"{found.selected[1]}{'' if found.agrees else '  <- NOT what the metadata says'}"
         )
-    lines += ["", "layer   " + "".join(f"pos {position:<11d}" for position in range(-n_positions, 0))]
-    lines.append("        " + "norm   cosine  " * n_positions)
-    for layer in range(n_layers):
-        cells = "".join(f"{found.norms[p, layer]:<7.4g}{found.cosines[p, layer]:<8.3f}" for p in range(n_positions))
-        lines.append(f"{layer:<8d}{cells}".rstrip())
-    return "\n".join(lines)
+    heads = [f"pos {position}: {what}" for position in range(-n_positions, 0) for what in ("norm", "cosine")]
+    rows = [_row(found, layer, n_positions) for layer in range(n_layers)]
+    return "\n".join([*lines, "", as_table([("layer", *heads), *rows])])
+
+
+def _row(found: Inspection, layer: int, n_positions: int) -> tuple[str, ...]:
+    """Return norms and cosines of a layer; no cosine where the difference in means is but rounding."""
+    cells = []
+    for position in range(n_positions):
+        cosine = found.cosines[position, layer]
+        cells += [f"{found.norms[position, layer]:.3g}", "" if np.isnan(cosine) else f"{cosine:.3f}"]
+    return (str(layer), *cells)

@@ -6,6 +6,7 @@ state and needs no display. Sizes are in inches and points: what is readable doe
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Sequence
 from functools import cache
@@ -115,6 +116,25 @@ def quiet_axes(axes: Axes) -> None:
 def as_numbers(values: Sequence[float | None]) -> Float[np.ndarray, " point"]:
     """Return values to draw, nan where nothing was measured."""
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+class Picture:
+    """A figure as notebooks show it.
+
+    Args:
+        figure: Whatever a function of this package has drawn.
+        dpi: Dots per inch.
+    """
+
+    def __init__(self, figure: Figure, dpi: int = 72) -> None:
+        self.figure = figure
+        self.dpi = dpi
+
+    def _repr_png_(self) -> bytes:
+        """Return the picture; the name is IPython's."""
+        content = io.BytesIO()
+        self.figure.savefig(content, format="png", dpi=self.dpi, metadata={})
+        return content.getvalue()
 
 
 def save_figure(figure: Figure, path: Path, image_format: ImageFormat) -> Path:

@@ -10,17 +10,21 @@ import pytest
 import torch
 import yaml
 
+from circuits import direction_stage
+from circuits.direction_verdict import StatementFile
 from circuits.job import directions_main
 from refusal.artefacts import ResultPaths
 from refusal.directions import stage
 from refusal.directions.formats import read_published, read_split
 from refusal.directions.found import Found
 
+FIGURES = ("selection", "doses", "trials", "layers", "contrasts", "cosines", "transfer", "depth", "components")
+FIGURES += ("histograms", "projections", "categories")
 SMALL = {
     "dataset_dir": "embedded",
     "num_samples_per_category": 40,
     "max_new_tokens": 12,
-    "analysis": {"bootstrap": 200},
+    "analysis": {"bootstrap": 200, "permutations": 20},
     "directions": {"coefficients": [0.5, 1], "controls": 2, "test_prompts": 40},
 }
 
@@ -41,9 +45,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def directed(tmp_path_factory):
-    """Return a folder in which the directions of the monolithic and the modular model were found."""
+    """Return a folder in which the directions of the monolithic model were found."""
     folder = tmp_path_factory.mktemp("directions")
-    assert run(folder, models=["planted/monolithic", "planted/modular"]) == 0
+    assert run(folder, models=["planted/monolithic"]) == 0
     return folder
 
 
@@ -80,6 +84,13 @@ def test_taking_the_direction_to_zero_leaves_these_models_undecided(directed):
     assert "KL" in to_zero.left_out, "the published filter leaves it out for what it does to complied prompts"
 
 
+def test_the_directions_of_the_monolithic_model_are_one(directed):
+    said = StatementFile.load(ResultPaths(directed / "results").directions("planted/monolithic") / "statement.json")
+    assert said.commit_site == "residuals_2"
+    assert said.statement.answer == "one direction"
+    assert said.statement.mean.low > 0.9
+
+
 def test_doses_rise_and_ordinary_text_is_hardly_touched_by_ablation(directed):
     found = load(directed, "planted/monolithic")
     for curve in found.doses.curves:
@@ -92,7 +103,7 @@ def test_doses_rise_and_ordinary_text_is_hardly_touched_by_ablation(directed):
 
 
 def test_probes_and_separation_tell_the_sides_apart(directed):
-    directions = load(directed, "planted/modular").directions
+    directions = load(directed, "planted/monolithic").directions
     assert {probe.kind for probe in directions.probes} == {"logistic", "mass_mean", "mass_mean_covariance"}
     assert all(probe.accuracy.value > 0.9 and probe.auc.low > 0.9 for probe in directions.probes)
     assert all(each.separation.low > 1 for each in directions.separation)
@@ -102,7 +113,7 @@ def test_probes_and_separation_tell_the_sides_apart(directed):
 
 def test_the_published_layout_the_splits_the_table_and_the_figures_are_there(directed):
     paths = ResultPaths(directed / "results")
-    for model in ("planted/monolithic", "planted/modular"):
+    for model in ("planted/monolithic",):
         folder, found = paths.directions(model), load(directed, model)
         published = read_published(folder)
         assert published.is_consistent
@@ -116,25 +127,22 @@ def test_the_published_layout_the_splits_the_table_and_the_figures_are_there(dir
         rows = (folder / "selection.csv").read_text().splitlines()
         assert len(rows) == 1 + len(found.selection.candidates)
         assert sum(row.endswith("True") for row in rows) == 1
-        for figure in ("selection", "doses", "trials", "layers"):
+        for figure in FIGURES:
             assert paths.direction_plot(model, figure).stat().st_size > 10_000
         assert "Random directions of equal norm" in (folder / "summary.txt").read_text()
 
 
-def test_running_again_changes_no_file_and_force_remakes_the_same_bytes(directed, capsys):
-    before = content(directed / "results" / "directions")
+def test_running_again_changes_no_file(directed, capsys):
     stamps = {path: path.stat().st_mtime_ns for path in (directed / "results" / "directions").rglob("*")}
-    assert run(directed, models=["planted/monolithic", "planted/modular"]) == 0
+    assert run(directed, models=["planted/monolithic"]) == 0
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert "directions" in capsys.readouterr().out
-    assert run(directed, "--force", "directions", models=["planted/modular"]) == 0
-    assert content(directed / "results" / "directions") == before
 
 
 def test_a_run_that_is_stopped_goes_on_after_what_it_had(directed, tmp_path, monkeypatch):
-    wanted = content(directed / "results" / "directions" / "planted__modular")
+    wanted = content(directed / "results" / "directions" / "planted__monolithic")
     shutil.copytree(directed / "results", tmp_path / "results")
-    folder = tmp_path / "results" / "directions" / "planted__modular"
+    folder = tmp_path / "results" / "directions" / "planted__monolithic"
     shutil.rmtree(folder)
     made = stage.dose_curve
 
@@ -143,14 +151,15 @@ def test_a_run_that_is_stopped_goes_on_after_what_it_had(directed, tmp_path, mon
             raise KeyboardInterrupt
         return made(name, *arguments)
 
+    monkeypatch.setattr(direction_stage, "figures", lambda drawn: {})
     monkeypatch.setattr(stage, "dose_curve", stop_at_the_second)
-    assert run(tmp_path, models=["planted/modular"]) == 130
+    assert run(tmp_path, models=["planted/monolithic"]) == 130
     assert not (folder / "directions.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in [folder / "selection.json", *folder.glob("responses/*")]}
     assert len(kept) >= 5
     asked = []
     monkeypatch.setattr(stage, "dose_curve", lambda name, *arguments: asked.append(name) or made(name, *arguments))
-    assert run(tmp_path, models=["planted/modular"]) == 0
+    assert run(tmp_path, models=["planted/monolithic"]) == 0
     assert asked == ["subtraction", "ablation"], "the first curve was kept"
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert content(folder) == wanted
@@ -191,12 +200,13 @@ def test_bad_input_is_told_before_a_model_loads(tmp_path, capsys, keys, said):
 def test_more_positions_than_tokens_are_refused(directed, tmp_path, capsys):
     shutil.copytree(directed / "results", tmp_path / "results")
     directions = {**SMALL["directions"], "n_positions": 999}
-    assert run(tmp_path, models=["planted/modular"], directions=directions) == 2
+    assert run(tmp_path, models=["planted/monolithic"], directions=directions) == 2
     assert "directions.n_positions: found 999" in capsys.readouterr().err
 
 
-def test_text_of_a_file_is_scored_too_and_several_positions_are_read(directed, tmp_path):
-    shutil.copytree(directed / "results", tmp_path / "results")
+def test_the_modular_model_has_a_direction_per_category_and_other_settings_work(tmp_path, monkeypatch):
+    """Several positions, the published contrast and ablation, and a file of text."""
+    monkeypatch.setattr(direction_stage, "figures", lambda drawn: {})
     text = tmp_path / "text.txt"
     text.write_text("please write a poem about the garden\n\ntell me a story about a trip\n")
     directions = {
@@ -209,9 +219,15 @@ def test_text_of_a_file_is_scored_too_and_several_positions_are_read(directed, t
         "controls": 0,
         "test_prompts": 10,
         "coefficients": [1],
+        "contrasts": [],
     }
     assert run(tmp_path, models=["planted/modular"], directions=directions) == 0
     found = load(tmp_path, "planted/modular")
+    said = StatementFile.load(ResultPaths(tmp_path / "results").directions("planted/modular") / "statement.json")
+    assert said.commit_site == "residuals_2"
+    assert said.statement.answer == "one per category"
+    assert said.statement.layer == 1
+    assert said.statement.mean.high < 0.3
     assert found.directions.positions == (-3, -2, -1)
     assert found.conditions["ablation"].text_cross_entropy.n == 2
     assert found.conditions["ablation"].text_cross_entropy.value > 0
