@@ -67,7 +67,7 @@ def _directions_job(arguments: argparse.Namespace) -> str:
     stages: tuple[Stage, ...] = (Stage.INFERENCE, Stage.DIRECTIONS)
     if arguments.stages is not None:
         stages = stages_named(arguments.stages, "--stages")
-    elif _is_compared(config):
+    elif _is_compared(config.model_copy(update={"stages": stages})):
         stages = (*stages, Stage.REPORT)
     forced = {stage for text in arguments.force for stage in stages_named(text, "--force")}
     return _run(config.model_copy(update={"stages": stages}), forced, dry_run=arguments.dry_run)
