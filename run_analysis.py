@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from refusal import behaviour_plots
 from refusal.agreement import Judged, compare, judge_all, write_disagreements
 from refusal.artefacts import ResultPaths
+from refusal.cli import run_command
 from refusal.errors import ArtefactError, InputError
 from refusal.evaluation import AnalysisResults, analyse_all
 from refusal.evaluation_text import as_text
@@ -84,16 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="labels by people: CSV, JSON or JSONL with id or response, and label",
     )
     given = parser.parse_args(arguments)
-    try:
-        results = analyse_folder(given.results_dir, given.labels)
-    except (InputError, ArtefactError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
-    sys.stdout.write(f"{as_text(results)}\nwritten: {ResultPaths(given.results_dir).analysis_results}\n")
-    return 0
+    return run_command(partial(_analyse, given.results_dir, given.labels), verbose=False)
+
+
+def _analyse(results_dir: Path, labels: Path | None) -> str:
+    """Return what is printed."""
+    results = analyse_folder(results_dir, labels)
+    return f"{as_text(results)}\nwritten: {ResultPaths(results_dir).analysis_results}"
 
 
 if __name__ == "__main__":

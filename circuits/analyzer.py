@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from circuits.tracking import track
 from refusal.artefacts import ResultPaths
@@ -16,7 +17,11 @@ from refusal.model_files import decisive_files
 from refusal.models import resolve
 from refusal.processes import WHOLE, Part, Team
 from refusal.prompts import local_files
+from refusal.shards import note
 from refusal.stages import Pipeline, Unit, result_folder
+
+if TYPE_CHECKING:
+    from refusal.inference import Inference
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +35,7 @@ INFERENCE_KEYS = (
     "max_new_tokens",
     "system_prompt",
     "activation_layers",
+    "capture",
 )
 SAES_VERSION = 2
 """Raised when the stage leaves other files or numbers for the same inputs; SAEs whose weights are the same are kept."""
@@ -51,12 +57,26 @@ class RefusalCircuitAnalyzer:
         config: What to run.
         forced: Stages to redo even when they are up to date.
         part: Which of several processes this is.
+        shard: Which part of the work all these processes do; other commands do the others.
+        is_merge: Inference puts shards together and runs no prompt.
     """
 
-    def __init__(self, config: Config, forced: Iterable[Stage] = (), part: Part = WHOLE) -> None:
+    def __init__(
+        self,
+        config: Config,
+        forced: Iterable[Stage] = (),
+        part: Part = WHOLE,
+        shard: Part = WHOLE,
+        *,
+        is_merge: bool = False,
+    ) -> None:
         self.config = config
         self.forced = frozenset(forced)
-        self.team = Team(part, {Stage.SAES: self._train_part, HALVES: self._halves_part})
+        self.shard = shard
+        self.is_merge = is_merge
+        works = {Stage.INFERENCE: self._capture_part, Stage.SAES: self._train_part, HALVES: self._halves_part}
+        self.team = Team(part, works)
+        self._captured: Inference | None = None
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -91,10 +111,50 @@ class RefusalCircuitAnalyzer:
             self.team.dismiss()
         return paths
 
+    def run_shard(self, stage: Stage) -> ResultPaths:
+        """Do this shard of a stage, for all models; return where the results lie.
+
+        Raises:
+            InputError: The configuration names something that does not exist or does not fit.
+            ArtefactError: The stage needs another that is not there.
+        """
+
+        def work(model: str) -> None:
+            """Do this shard for a model, shared out among the processes."""
+            if stage is Stage.INFERENCE:
+                note(paths.activations(model), self.shard)
+            self.team.share(stage, model)
+            self._captured = None
+
+        try:
+            with result_folder(self.config.result_dir, shard=self.shard) as paths:
+                self.pipeline(paths).run_part(stage, work)
+        finally:
+            self.team.dismiss()
+        return paths
+
+    def _infer(self, config: Config, model: str, paths: ResultPaths) -> None:
+        from refusal.inference import merge_shards
+
+        if self.is_merge:
+            merge_shards(config, model, paths)
+            return
+        self.team.share(Stage.INFERENCE, model)
+        captured, self._captured = self._captured, None
+        assert captured is not None  # the leader's part of what was shared
+        captured.finish()
+
+    def _capture_part(self, model: str, part: Part) -> None:
+        from refusal.inference import Inference
+
+        inference = Inference(self.config, model, ResultPaths(self.config.result_dir))
+        inference.capture(part.within(self.shard))
+        self._captured = inference if part.is_leader else None
+
     def _train_part(self, model: str, part: Part) -> None:
         from refusal.sae.training import train_part
 
-        train_part(self.config, model, ResultPaths(self.config.result_dir), part)
+        train_part(self.config, model, ResultPaths(self.config.result_dir), part.within(self.shard))
 
     def _halves_part(self, model: str, part: Part) -> None:
         from refusal.sae.training import halves_part
@@ -154,7 +214,9 @@ class RefusalCircuitAnalyzer:
     def _inference(self, model: str, paths: ResultPaths) -> Unit:
         files = local_files(self.config.dataset_dir, self.config.safe_subset)
         outputs = partial(_inference_files, paths, model)
-        unit = self._unit(Stage.INFERENCE, model, INFERENCE_KEYS, (), _infer, outputs, paths)
+        # a key of its own only when it is on: results of earlier versions, which did not have it, stay up to date
+        keys = (*INFERENCE_KEYS, *(("trust_remote_code",) if self.config.trust_remote_code else ()))
+        unit = self._unit(Stage.INFERENCE, model, keys, (), self._infer, outputs, paths)
         inputs = (*files, *decisive_files(*resolve(model)))
         lacks = partial(_lacks_positions, self.config, paths, model)
         return Unit(unit.stage, model, unit.keys, inputs, (), outputs, unit.run, lacks)
@@ -194,12 +256,6 @@ class RefusalCircuitAnalyzer:
 # The functions of the stages; imported when they run, so that a plan is quick to show. -------------------------------
 
 
-def _infer(config: Config, model: str, paths: ResultPaths) -> None:
-    from refusal.inference import run_inference
-
-    run_inference(config, model, paths)
-
-
 def _discover(config: Config, model: str, paths: ResultPaths) -> None:
     from circuits.circuit_stage import discover_circuits
 
@@ -229,7 +285,7 @@ def _existing(*paths: Path) -> list[Path]:
 
 
 def _inference_files(paths: ResultPaths, model: str) -> list[Path]:
-    files = sorted(path for path in paths.activations(model).glob("*") if path.is_file())
+    files = sorted(path for path in paths.activations(model).glob("[!.]*") if path.is_file())
     return [*files, paths.refusal_labels(model), paths.model_outputs(model), paths.evaluation(model)]
 
 
@@ -251,5 +307,10 @@ def _sae_files(paths: ResultPaths, model: str) -> list[Path]:
 def _circuit_files(paths: ResultPaths, model: str) -> list[Path]:
     folder = paths.circuit(model, "x").parent
     prefix = paths.circuit(model, "x").name.removesuffix("x_circuit.json")
-    files = sorted(path for path in folder.glob("*_circuit.json") if path.name.startswith(prefix))
+    # a category's part of a name holds no "_": what does is of another model, whose name begins with this one's
+    files = sorted(
+        path
+        for path in folder.glob("*_circuit.json")
+        if path.name.startswith(prefix) and "_" not in path.name.removeprefix(prefix).removesuffix("_circuit.json")
+    )
     return [*files, *_existing(paths.attributions(model))]

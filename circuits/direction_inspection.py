@@ -13,9 +13,10 @@ import numpy as np
 
 from circuits.plot_inspection import inspection_figure
 from circuits.plot_style import save_figure
-from refusal.artefacts import ResultPaths, unsafe_name
+from refusal.artefacts import ResultPaths
 from refusal.cli import as_table
 from refusal.directions.inspection import Inspection, inspect
+from refusal.file_names import unsafe_name
 
 DEFAULT_RESULTS = Path("results")
 

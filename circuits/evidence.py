@@ -18,7 +18,7 @@ from circuits.contrast import Contrasts, build_contrasts
 from circuits.dictionary import Dictionary, NeuronUnits, SAEUnits
 from refusal import sae as saes
 from refusal.artefacts import ResultPaths
-from refusal.config import Config
+from refusal.config import Config, how_to_load
 from refusal.errors import ArtefactError
 from refusal.metric import RefusalMetric
 from refusal.models import ChatModel
@@ -77,7 +77,7 @@ class Evidence:
     @cached_property
     def model(self) -> ChatModel:
         """The chat model."""
-        return ChatModel.load(self._model_name, device=self._config.device, dtype=self._config.dtype)
+        return ChatModel.load(self._model_name, **how_to_load(self._config))
 
     @cached_property
     def texts(self) -> list[str]:

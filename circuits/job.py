@@ -7,9 +7,12 @@ told in one line, from the first moment.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from refusal.cli import (
     SMALL_MODEL,
@@ -20,20 +23,28 @@ from refusal.cli import (
     use_one_thread_for_small_models,
 )
 from refusal.config import MAIN_STAGES, Config, Stage
+from refusal.errors import InputError
+from refusal.processes import WHOLE, Part
+from refusal.shards import named, parse, without_flag
+
+if TYPE_CHECKING:
+    from circuits.analyzer import RefusalCircuitAnalyzer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the main job; return the exit status."""
     parser = build_parser("Is refusal monolithic or modular? Runs every stage that the file names.", main_job=True)
-    arguments = parser.parse_args(argv)
-    return run_command(partial(_main_job, arguments), verbose=arguments.verbose)
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(words)
+    return run_command(partial(_main_job, arguments, words), verbose=arguments.verbose)
 
 
 def inference_main(argv: Sequence[str] | None = None) -> int:
     """Run the inference stage alone; return the exit status."""
     parser = build_parser("Run the prompts: activations, responses, what the model did.", main_job=False)
-    arguments = parser.parse_args(argv)
-    return run_command(partial(_inference_job, arguments), verbose=arguments.verbose)
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(words)
+    return run_command(partial(_inference_job, arguments, words), verbose=arguments.verbose)
 
 
 def directions_main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +56,20 @@ def directions_main(argv: Sequence[str] | None = None) -> int:
     return run_command(partial(_directions_job, arguments), verbose=arguments.verbose)
 
 
-def _main_job(arguments: argparse.Namespace) -> str:
+@dataclass(frozen=True)
+class _Job:
+    """What a command line asks for."""
+
+    config: Config
+    forced: frozenset[Stage]
+    dry_run: bool
+    following: str
+    """The command that puts shards together."""
+    shard: Part | None = None
+    is_merge: bool = False
+
+
+def _main_job(arguments: argparse.Namespace, words: Sequence[str]) -> str:
     config = read_config(arguments)
     stages = config.stages
     if arguments.stages is not None:
@@ -54,8 +78,16 @@ def _main_job(arguments: argparse.Namespace) -> str:
         # the stage and what it needs; explicitly named stages stay as they are
         stages = stages if arguments.stages is not None else (Stage.INFERENCE, Stage.SAES)
         config = config.model_copy(update={"train_saes": True})
-    forced = {stage for text in arguments.force for stage in stages_named(text, "--force")}
-    return _run(config.model_copy(update={"stages": stages}), forced, dry_run=arguments.dry_run)
+    shard = _shard(arguments, is_forced=bool(arguments.force))
+    if shard is not None and (stages != (Stage.SAES,) or not config.train_saes):
+        found = f"stages {', '.join(stages)}" if config.train_saes else "train_saes: false"
+        raise InputError(
+            f"--shard: found {found}; what is shared out here is --stages saes alone (with train_saes: true); parts of "
+            "inference are made by: python src/run_inference.py --config FILE --shard i/n"
+        )
+    forced = frozenset(stage for text in arguments.force for stage in stages_named(text, "--force"))
+    config = config.model_copy(update={"stages": stages})
+    return _run(_Job(config, forced, arguments.dry_run, without_flag("run_circuit_analysis.py", words), shard))
 
 
 def _directions_job(arguments: argparse.Namespace) -> str:
@@ -69,8 +101,8 @@ def _directions_job(arguments: argparse.Namespace) -> str:
         stages = stages_named(arguments.stages, "--stages")
     elif _is_compared(config.model_copy(update={"stages": stages})):
         stages = (*stages, Stage.REPORT)
-    forced = {stage for text in arguments.force for stage in stages_named(text, "--force")}
-    return _run(config.model_copy(update={"stages": stages}), forced, dry_run=arguments.dry_run)
+    forced = frozenset(stage for text in arguments.force for stage in stages_named(text, "--force"))
+    return _run(_Job(config.model_copy(update={"stages": stages}), forced, arguments.dry_run, ""))
 
 
 def _is_compared(config: Config) -> bool:
@@ -82,29 +114,66 @@ def _is_compared(config: Config) -> bool:
     return all(pipeline.state(unit).is_up_to_date for unit in pipeline.units if unit.stage is Stage.COMPARE)
 
 
-def _inference_job(arguments: argparse.Namespace) -> str:
+def _inference_job(arguments: argparse.Namespace, words: Sequence[str]) -> str:
     config = read_config(arguments).model_copy(update={"stages": (Stage.INFERENCE,)})
-    forced = {Stage.INFERENCE} if arguments.force else set()
-    return _run(config, forced, dry_run=arguments.dry_run)
+    shard = _shard(arguments, is_forced=arguments.force)
+    if arguments.merge and (shard is not None or arguments.force):
+        other = "--force" if shard is None else "--shard"
+        raise InputError(f"--merge: found with {other}; it makes nothing anew: run {other} first, then --merge alone")
+    forced = frozenset({Stage.INFERENCE} if arguments.force else ())
+    following = without_flag("src/run_inference.py", words, "--merge")
+    return _run(_Job(config, forced, arguments.dry_run, following, shard, arguments.merge))
 
 
-def _run(config: Config, forced: set[Stage], *, dry_run: bool) -> str:
+def _shard(arguments: argparse.Namespace, *, is_forced: bool) -> Part | None:
+    """Return the part that a command line asks for.
+
+    Raises:
+        InputError: It has another form, or stands with --force.
+    """
+    if arguments.shard is None:
+        return None
+    if is_forced:
+        raise InputError(
+            "--shard: found with --force, which would remove what other shards have made; run --force without --shard, "
+            "or choose another --result-dir"
+        )
+    return parse(arguments.shard)
+
+
+def _run(job: _Job) -> str:
     from circuits.analyzer import RefusalCircuitAnalyzer
-    from circuits.plan import check_before_loading, describe_plan, model_size
+    from circuits.plan import describe_plan
+    from refusal.needs import check_before_loading, model_size
     from refusal.processes import connected, this_part
 
-    part = this_part()
-    analyzer = RefusalCircuitAnalyzer(config, forced, part)
-    if dry_run:
+    config, part = job.config, this_part()
+    if config.device_map is not None and part.size > 1:
+        raise InputError(
+            f"device_map: found {config.device_map} with {part.size} processes; each would spread the model over all "
+            "devices: start one process (without torchrun), or set device_map: null, so that each has a device of its "
+            "own; independent parts may run with --shard i/n"
+        )
+    analyzer = RefusalCircuitAnalyzer(config, job.forced, part, job.shard or WHOLE, is_merge=job.is_merge)
+    if job.dry_run:
         return describe_plan(config, analyzer) if part.is_leader else ""
     check_before_loading(config)
     sizes = [model_size(name) for name in config.models]
     use_one_thread_for_small_models(max(size.weight_bytes if size is not None else SMALL_MODEL + 1 for size in sizes))
     with connected(part):
         if part.is_leader:
-            return _last_line(config, analyzer.run().root)
+            return _do(job, analyzer)
         analyzer.team.serve()
     return ""
+
+
+def _do(job: _Job, analyzer: RefusalCircuitAnalyzer) -> str:
+    """Run what is asked for and return the last line."""
+    if job.shard is None:
+        return _last_line(job.config, analyzer.run().root)
+    (stage,) = job.config.stages
+    root = analyzer.run_shard(stage).root
+    return f"Shard {named(job.shard)} of {stage} is in {root}. When all {job.shard.size} are done, run: {job.following}"
 
 
 def _last_line(config: Config, root: Path) -> str:

@@ -24,6 +24,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from circuits.wording import shorten
 from refusal.artefacts import atomic_write
+from refusal.figures import any_script
 
 ImageFormat = Literal["png", "svg", "pdf"]
 
@@ -141,6 +142,7 @@ def save_figure(figure: Figure, path: Path, image_format: ImageFormat) -> Path:
     """Write a figure atomically, the same bytes for the same content, and return its path."""
     with (
         atomic_write(path) as beside,
+        any_script(),
         matplotlib.rc_context({"svg.hashsalt": "refusal-circuits", "svg.fonttype": "path"}),
     ):
         # Compressing harder takes longer than drawing, for a tenth of the size.

@@ -25,6 +25,7 @@ from refusal.labels.first_token import FIRST_TOKEN, judge_by_first_token
 from refusal.measures import f1_estimate, kappa_estimate, rate
 from refusal.record import Record
 from refusal.schemas import Measure, ModelOutput, ModelOutputs, PromptLabel, Rate, RefusalLabels
+from refusal.spreadsheet import plain_cell
 
 STORED = "labels of the run"
 """What the result folder holds, by whichever detector or judge the configuration named."""
@@ -185,7 +186,7 @@ def write_disagreements(path: Path, all_judged: Sequence[Judged]) -> int:
     """Write a CSV for a person to look at, a row per response on which detectors disagree, and return how many.
 
     Columns: model, id, category, source, prompt, response, person, one per detector, confidence. Cells that a
-    spreadsheet would take for a formula begin with an apostrophe.
+    spreadsheet would take for a formula begin with an apostrophe (`refusal.spreadsheet`).
     """
     names = list(dict.fromkeys(name for judged in all_judged for name in judged.behaviours))
     n_rows = 0
@@ -196,7 +197,7 @@ def write_disagreements(path: Path, all_judged: Sequence[Judged]) -> int:
         for judged in all_judged:
             for row in disagreements(judged):
                 n_rows += 1
-                table.writerow(map(_plain_cell, _row(judged, row, names)))
+                table.writerow(map(plain_cell, _row(judged, row, names)))
     return n_rows
 
 
@@ -207,9 +208,3 @@ def _row(judged: Judged, row: int, names: Sequence[str]) -> list[str]:
     sure = "" if label.confidence is None else f"{label.confidence:.2f}"
     what = [judged.labels.model, label.id, label.category, label.source, output.prompt, output.response]
     return [*what, str(judged.people[row] or ""), *said, label.rule, sure]
-
-
-def _plain_cell(text: str) -> str:
-    """Return a cell that no spreadsheet takes for a formula, without NULs, which no CSV reader takes."""
-    text = text.replace("\x00", "\ufffd")
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
-from refusal.capture import batch_size_for, capture, in_batches
+from refusal.batch_memory import budget_for
+from refusal.batches import Batcher
+from refusal.capture import capture
 from refusal.labels import Behaviour, classify_detailed
 from refusal.models import ChatModel
 from refusal.prompts import DatasetLabel, Prompt
@@ -25,29 +27,45 @@ MAX_PREFIX = 3
 
 
 def shared_answer_prefix(
-    model: ChatModel, prompts: Sequence[Prompt], token_ids: list[list[int]], max_new_tokens: int
+    model: ChatModel,
+    prompts: Sequence[Prompt],
+    token_ids: list[list[int]],
+    max_new_tokens: int,
+    batcher: Batcher | None = None,
 ) -> tuple[int, ...]:
     """Return the tokens that nearly all answers begin with, refused and complied ones alike; usually none.
 
     At such a token nothing is decided yet: refusal would be measured before it shows. A few prompts of both kinds of
     files are answered to find out.
+
+    Args:
+        model: The model.
+        prompts: The prompts of the run.
+        token_ids: The same as tokens.
+        max_new_tokens: Longest answer.
+        batcher: Runs the batches; None: one whose budget is found.
     """
-    probe = _probe(prompts)
+    batcher = batcher or Batcher(budget_for(model, "auto", [], max_new_tokens))
+    probe = sorted(_probe(prompts), key=lambda row: len(token_ids[row]))
     prefix: tuple[int, ...] = ()
     while len(prefix) < MAX_PREFIX:
         batch = [[*token_ids[row], *prefix] for row in probe]
-        size = batch_size_for(batch, "auto")
-        parts, _ = in_batches(len(batch), size, partial(_answer, model, batch, max_new_tokens))
+        parts = batcher.run([len(ids) for ids in batch], partial(_answer, model, batch, max_new_tokens))
         answers = [answer for part in parts for answer in part]
         texts = [model.tokenizer.decode([*prefix, *answer], skip_special_tokens=True) for answer in answers]
         common = _common_first_token(answers, [judgement.behaviour for judgement in classify_detailed(texts)])
         if common is None:
             break
         prefix = (*prefix, common)
+    note_prefix(model, prefix)
+    return prefix
+
+
+def note_prefix(model: ChatModel, prefix: Sequence[int]) -> None:
+    """Say in the result files that tokens were moved, if any were."""
     if prefix:
         text = model.tokenizer.decode(list(prefix))
         model.notices.append(f"all answers begin with {text!r}: it was moved into the prompt, and the readout after it")
-    return prefix
 
 
 def _answer(model: ChatModel, token_ids: list[list[int]], max_new_tokens: int, rows: range) -> list[list[int]]:

@@ -1,7 +1,9 @@
-"""Every file of a result folder: where it lies, what it is called and how it is written safely.
+"""Every file of a result folder: where it lies, and how it is written and read safely.
 
 The content of the JSON files is in `refusal.schemas`; the activations are `refusal.store`'s, the SAEs `refusal.sae`'s.
-Nothing is ever half written: `atomic_write` writes beside the target, syncs and renames.
+Nothing is ever half written: `atomic_write` writes beside the target, syncs and renames. Nothing that has changed since
+is read as good: a JSON artefact holds a checksum of its own content (`write_sealed`, `read_sealed`); that of any other
+file stands in the record of the stage that wrote it (`refusal.stages`), or in the file that names it.
 """
 
 from __future__ import annotations
@@ -11,55 +13,22 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+
+from safetensors import SafetensorError
 
 from refusal.errors import ArtefactError
+from refusal.file_names import safe_category, safe_name
 from refusal.sites import Site
+from refusal.untrusted import json_file
 
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
-_LONGEST = 150
-
-
-def _escape(match: re.Match[str]) -> str:
-    return "".join(f"%{byte:02X}" for byte in match.group().encode())
-
-
-def safe_name(name: str) -> str:
-    """Return `name` as a file name: readable, reversible (`unsafe_name`), never the same for two names.
-
-    `/` becomes `__`; whatever else is not a letter, digit, `.`, `_` or `-` is percent-encoded. Names that would exceed
-    150 characters are cut and end in a hash of the whole (those alone are not reversible).
-
-    >>> safe_name("meta-llama/Llama-2-7b-chat-hf"), safe_name("a__b"), safe_name("..")
-    ('meta-llama__Llama-2-7b-chat-hf', 'a%5F%5Fb', '%2E.')
-    """
-    escaped = _UNSAFE.sub(lambda m: "/" if m.group() == "/" else _escape(m), name)
-    # A run of underscores, or one beside a slash, could be read as a slash: escape it.
-    escaped = re.sub(r"__+|(?<=/)_+|_+(?=/)", lambda m: "%5F" * len(m.group()), escaped).replace("/", "__")
-    if escaped.startswith("."):
-        escaped = "%2E" + escaped[1:]
-    if len(escaped) > _LONGEST:
-        escaped = f"{escaped[: _LONGEST - 17]}%{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    return escaped
-
-
-def unsafe_name(file_name: str) -> str:
-    """Return the name that `safe_name` made `file_name` of.
-
-    >>> unsafe_name(safe_name("planted/modular"))
-    'planted/modular'
-    """
-    return unquote(file_name.replace("__", "/"))
-
-
-def safe_category(category: str) -> str:
-    """Return `category` as a part of a file name that holds no `_`, so that MODEL_CATEGORY can be split again."""
-    return safe_name(category.replace("/", "\N{DIVISION SLASH}")).replace("_", "%5F")
+CHECKSUM = "checksum"
+"""Key of a JSON artefact under which the checksum of all the others stands."""
 
 
 @dataclass(frozen=True)
@@ -182,30 +151,53 @@ class ResultPaths:
         return self.root / "stages" / (f"{stage}.json" if model is None else f"{stage}_{safe_name(model)}.json")
 
 
+def this_host() -> str:
+    """Return a short name of this machine, the same for all its processes."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success it is synced and takes the place of `path`, on error it goes.
 
-    Readers see the old file or the new one, never a part. The folder is made. Source: rename(2) is atomic within a
-    file system; the sync before it keeps the order across a power cut.
+    Readers see the old file or the new one, never a part. The folder is made. A link in the place of either is
+    replaced, not followed. Source: rename(2) is atomic within a file system; the sync before it keeps the order across
+    a power cut.
+
+    Raises:
+        OSError: It cannot be written (the disk is full, read-only ...); names the file, whoever wrote it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: some writers derive the format from it.
-    beside = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    beside = path.with_name(f".{os.getpid()}-{this_host()}.partial.{path.name}")
+    beside.unlink(missing_ok=True)
     try:
         yield beside
         with beside.open("rb") as handle:
             os.fsync(handle.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that fails, what went wrong first is what is told
+            beside.unlink(missing_ok=True)
+
+
+def without_following(path: str, flags: int) -> int:
+    """Open a file, but no link in its place: an `opener` for files that grow where they are."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
@@ -235,11 +227,43 @@ def read_json(path: Path, made_by: str) -> Any:
         ArtefactError: The file is missing or is no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json_file(path)
     except FileNotFoundError as error:
         raise ArtefactError(f"{path}: not found; make it with: {made_by}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ArtefactError(f"{path}: not readable as JSON ({error}); delete it and run: {made_by}") from error
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as `write_json` does, with a checksum of its content in it."""
+    finite = {key: _finite(value) for key, value in content.items() if key != CHECKSUM}
+    write_json(path, finite | {CHECKSUM: _content_digest(finite)})
+
+
+def read_sealed(path: Path, made_by: str) -> Any:
+    """Return what `write_sealed` wrote, without its checksum; of a file that holds none nothing is checked.
+
+    Args:
+        path: The file.
+        made_by: The command that makes it, for the error message.
+
+    Raises:
+        ArtefactError: The file is missing, is no JSON, or has changed since it was written.
+    """
+    content = read_json(path, made_by)
+    if not isinstance(content, dict) or CHECKSUM not in content:
+        return content
+    found = content.pop(CHECKSUM)
+    if found != _content_digest(content):
+        raise ArtefactError(
+            f"{path}: damaged or edited (its content does not fit the checksum in it); delete it and run: {made_by}"
+        )
+    return content
+
+
+def _content_digest(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of an object, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def sha256_file(path: Path) -> str:

@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 
 from refusal.artefacts import atomic_write
 from refusal.evaluation import AnalysisResults, CategoryAnalysis
+from refusal.figures import any_script
 from refusal.schemas import Rate
 
 _INK, _FAINT, _GRID, _EMPTY = "#1f2328", "#626a73", "#d9dde2", "#eceef0"
@@ -190,5 +191,5 @@ def _draw_point(axes: Axes, safe: Rate, toxic: Rate, style: tuple[str, str], siz
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically, the same bytes for the same content."""
-    with atomic_write(path) as beside:
+    with atomic_write(path) as beside, any_script():
         figure.savefig(beside, format="png", dpi=150, metadata={})

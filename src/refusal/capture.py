@@ -1,7 +1,7 @@
 """The one pass over a batch of prompts: activations, first-token logits and the greedy answer.
 
 1. The prompts, left padded, run once; hooks keep the readout position (last prompt token) of the asked sites and, where
-   it is asked for, the positions before it.
+   they are asked for, other positions and means over positions.
 2. The same pass gives the first-token logits.
 3. The answer goes on from the pass's key-value cache, greedily, until an end-of-sequence token or `max_new_tokens`.
 
@@ -10,37 +10,32 @@ No second pass, and nothing of the answer reaches the recorded activations. This
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
 from refusal.errors import InputError
-from refusal.interventions import Selection, record_rows
+from refusal.interventions import record_rows
 from refusal.models import ChatModel, TokenBatch
-from refusal.positions import Positions
+from refusal.positions import READOUT_ONLY, At, Keep, Positions
 from refusal.sites import Site
 from refusal.store import TopLogits
 
-log = logging.getLogger(__name__)
-
-AUTO_BATCH_TOKENS = 16_384
-"""Prompt tokens of a batch when `batch_size` is auto; halved when memory runs out."""
-MAX_AUTO_BATCH = 256
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
-"""What torch says on CUDA and MPS, on the CPU, and in cuBLAS when memory runs out (lower case)."""
+LEAVE_AT = 0.5
+"""Share of a batch's answers still going on at which the ended ones leave it."""
+_ENDED = -1
+"""Stands for what no longer belongs to an answer."""
 
 
 @dataclass(frozen=True)
 class Capture:
     """A batch's results; rows follow the prompts as given."""
 
-    readout: dict[Site, Float[Tensor, "prompt d_model"]]
+    readout: dict[Site, Float[Tensor, "prompt width"]]
     """On the CPU, in the model's dtype."""
     first_token: TopLogits
     answers: list[list[int]]
@@ -49,6 +44,8 @@ class Capture:
     """True where the answer ended with an end-of-sequence token."""
     positions: Positions | None = None
     """The positions before the readout position, where they were asked for."""
+    elsewhere: dict[At, dict[Site, Float[Tensor, "prompt width"]]] = field(default_factory=dict)
+    """The offsets and means that were asked for."""
 
 
 @torch.no_grad()
@@ -57,7 +54,9 @@ def capture(
     token_ids: Sequence[Sequence[int]],
     sites: Sequence[Site],
     max_new_tokens: int,
-    first_position: int | None = None,
+    keep: Keep = READOUT_ONLY,
+    *,
+    leave_at: float = LEAVE_AT,
 ) -> Capture:
     """Run a batch of prompts once.
 
@@ -66,71 +65,104 @@ def capture(
         token_ids: Prompts as `ChatModel.tokenize` gives them.
         sites: Sites to keep.
         max_new_tokens: Longest answer, at least 1.
-        first_position: Keep the positions from this one to the readout position too; None: the readout position only.
+        keep: What to keep besides the readout position; every prompt reaches back as far as its offsets.
+        leave_at: Share of the answers still going on at which the ended ones leave the batch; 0: they stay to the end,
+            for interventions that know a row by its place.
     """
     tokens = model.pad(token_ids)
-    cache = DynamicCache(config=model.model.config)
-    is_kept = _kept(tokens, first_position)
-    with record_rows(model, sites, _selection(is_kept, first_position is None)) as recording:
+    cache = DynamicCache(config=model.model.config) if max_new_tokens > 1 else None
+    select = Selector(tokens, keep)
+    with record_rows(model, sites, select) as recording:
         output = model.model(
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
             position_ids=tokens.position_ids,
             past_key_values=cache,
-            use_cache=True,
+            use_cache=cache is not None,
             logits_to_keep=1,
         )
     logits = output.logits[:, -1]
-    prompt, column = is_kept.nonzero().cpu().unbind(1)
-    is_readout = column == is_kept.shape[1] - 1
-    rows = {site: kept.cpu() for site, kept in recording.items()}
-    readout = {site: kept[is_readout] for site, kept in rows.items()}
+    one_each = {site: kept.one_each.cpu() for site, kept in recording.items()}
+    columns: tuple[At, ...] = ("readout", *keep.elsewhere)
+    by_place = {at: {site: one_each[site][:, column] for site in one_each} for column, at in enumerate(columns)}
     positions = None
-    if first_position is not None:
-        token = tokens.position_ids.cpu()[prompt, column]
-        before = {site: kept[~is_readout] for site, kept in rows.items()}
-        positions = Positions(before, prompt[~is_readout], token[~is_readout])
-    answers, ended = _continue(model, tokens.attention_mask, cache, logits, max_new_tokens)
-    return Capture(readout, TopLogits.of(logits), answers, ended, positions)
+    if keep.others:
+        before = {site: kept.others for site, kept in recording.items() if kept.others is not None}
+        positions = Positions(before, select.prompt, select.token)
+    answers, ended = _continue(model, tokens.attention_mask, cache, logits, max_new_tokens, leave_at)
+    return Capture(by_place.pop("readout"), TopLogits.of(logits), answers, ended, positions, by_place)
 
 
-def _kept(tokens: TokenBatch, first_position: int | None) -> Bool[Tensor, "batch pos"]:
-    """Return where rows are kept: the last column, and the tokens of the prompt from a position on."""
-    is_kept = torch.zeros_like(tokens.is_token)
-    if first_position is not None:
-        is_kept = tokens.is_token & (tokens.position_ids >= first_position)
-    is_kept[:, -1] = True
-    return is_kept
+@dataclass(frozen=True)
+class _Kept:
+    """What is kept of one site's value."""
+
+    one_each: Float[Tensor, "prompt place width"]
+    """The readout position, the offsets, the mean."""
+    others: Float[Tensor, "row width"] | None
+    """The own positions before the readout position, by prompt, then by position."""
 
 
-def _selection(is_kept: Bool[Tensor, "batch pos"], is_readout_only: bool) -> Selection:
-    """Return what copies the kept rows of a site's value, by prompt, then by position."""
-    if is_readout_only:
-        return lambda value: value[:, -1].clone()
-    places = is_kept.flatten().nonzero()[:, 0]
-    # rows leave the device as they come: those of all sites together need not fit it
-    return lambda value: value.flatten(0, 1)[places.to(value.device)].cpu()
+class Selector:
+    """Copies what is kept of a site's value; the same for every site of a batch."""
+
+    def __init__(self, tokens: TokenBatch, keep: Keep) -> None:
+        self._keep = keep
+        self._columns = [-1, *keep.offsets]  # prompts are padded on the left: a place from the end is one column
+        own = tokens.is_token & (tokens.position_ids >= keep.first)
+        own[:, -1] = True
+        self._own = own
+        before = own.clone()
+        before[:, -1] = False
+        self._places = before.flatten().nonzero()[:, 0]
+        prompt, column = before.nonzero().cpu().unbind(1)
+        self.prompt = prompt
+        """Number of the prompt of each of the other positions."""
+        self.token = tokens.position_ids.cpu()[prompt, column]
+        """Position of each of them within its prompt."""
+
+    def __call__(self, value: Float[Tensor, "batch pos width"]) -> _Kept:
+        """Return a copy of what is kept."""
+        one_each = value[:, self._columns] if self._keep.offsets else value[:, -1:].clone()
+        if self._keep.mean:
+            own = self._own.to(value.device)[..., None]
+            # padding may hold values that are not finite: zeros would not take them out of a product
+            mean = value.float().masked_fill(~own, 0.0).sum(1, keepdim=True) / own.sum(1, keepdim=True)
+            one_each = torch.cat([one_each, mean.to(one_each)], dim=1)
+        # rows leave the device as they come: those of all sites together need not fit it
+        others = value.flatten(0, 1)[self._places.to(value.device)].cpu() if self._keep.others else None
+        return _Kept(one_each, others)
 
 
 def _continue(
     model: ChatModel,
     mask: Int[Tensor, "batch pos"],
-    cache: DynamicCache,
+    cache: DynamicCache | None,
     logits: Float[Tensor, "batch vocab"],
     max_new_tokens: int,
+    leave_at: float,
 ) -> tuple[list[list[int]], list[bool]]:
-    """Return greedy answers and whether each ended, going on from the prompt's cache."""
+    """Return greedy answers and whether each ended, going on from the prompt's cache.
+
+    Ended answers run on with the others until they are as many as those; then they leave the batch.
+    """
     stops = torch.tensor(sorted(model.eos_token_ids), device=logits.device, dtype=torch.long)
     position = mask.sum(-1, keepdim=True)
+    rows = torch.arange(len(mask), device=mask.device)
+    answers = torch.full((len(mask), max_new_tokens), _ENDED, device=mask.device)
     ended = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
-    steps: list[Tensor] = []
     for step in range(max_new_tokens):
         token = logits.argmax(-1)
-        ended |= torch.isin(token, stops)
-        # an ended answer runs on with the others; -1 marks what no longer belongs to it
-        steps.append(torch.where(ended, -1, token))
-        if step + 1 == max_new_tokens or bool(ended.all()):
+        ended[rows] |= torch.isin(token, stops)
+        answers[rows, step] = token.masked_fill(ended[rows], _ENDED)
+        if step + 1 == max_new_tokens:
             break
+        goes_on = (~ended[rows]).nonzero()[:, 0]
+        if not len(goes_on):
+            break
+        if len(goes_on) <= leave_at * len(rows) and cache is not None:
+            rows, token, mask, position = rows[goes_on], token[goes_on], mask[goes_on], position[goes_on]
+            cache.reorder_cache(goes_on)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         output = model.model(
             input_ids=token[:, None],
@@ -141,8 +173,7 @@ def _continue(
             logits_to_keep=1,
         )
         logits, position = output.logits[:, -1], position + 1
-    rows = torch.stack(steps, dim=1).tolist()
-    return [[token for token in row if token >= 0] for row in rows], ended.tolist()
+    return [[token for token in row if token != _ENDED] for row in answers.tolist()], ended.tolist()
 
 
 def check_finite(found: Capture, prompt_ids: Sequence[str], model: ChatModel) -> None:
@@ -155,6 +186,8 @@ def check_finite(found: Capture, prompt_ids: Sequence[str], model: ChatModel) ->
     if found.positions is not None:
         for site, acts in found.positions.acts.items():
             is_finite[str(site)][found.positions.prompt[~torch.isfinite(acts).all(-1)]] = False
+    for at, by_site in found.elsewhere.items():
+        is_finite |= {f"{site} ({at})": torch.isfinite(acts).all(-1) for site, acts in sorted(by_site.items())}
     is_finite["the logits"] = torch.isfinite(found.first_token.logsumexp)
     for place, finite in is_finite.items():
         ids = [prompt_id for prompt_id, fine in zip(prompt_ids, finite.tolist(), strict=True) if not fine]
@@ -164,51 +197,3 @@ def check_finite(found: Capture, prompt_ids: Sequence[str], model: ChatModel) ->
                 f"{str(model.dtype).removeprefix('torch.')}; set dtype: float32, or check the model's weights. "
                 "What was captured before stays."
             )
-
-
-def batch_size_for(token_ids: Sequence[Sequence[int]], configured: str | int) -> int:
-    """Return the batch size to begin with: as configured, or what the token budget holds of the longest prompts."""
-    if configured != "auto":
-        return int(configured)
-    longest = max((len(ids) for ids in token_ids), default=1)
-    return max(1, min(MAX_AUTO_BATCH, AUTO_BATCH_TOKENS // longest))
-
-
-Result = TypeVar("Result")
-
-
-def in_batches(n: int, size: int, run: Callable[[range], Result]) -> tuple[list[Result], int]:
-    """Return the results of `run` over consecutive ranges, and the batch size that worked.
-
-    When memory runs out, the size is halved and the same range is run again; smaller batches give the same results.
-
-    Raises:
-        InputError: Memory runs out with a single prompt.
-    """
-    results, first = [], 0
-    while first < n:
-        rows = range(first, min(n, first + size))
-        try:
-            results.append(run(rows))
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            if len(rows) == 1:
-                raise InputError(
-                    "batch_size: memory ran out with a single prompt; use dtype: bfloat16, a smaller model or a "
-                    "larger device. What was captured before stays."
-                ) from error
-        else:
-            first = rows.stop
-            continue
-        # after the handler, which keeps the failed batch's tensors alive through its traceback
-        size = len(rows) // 2
-        log.warning("memory ran out: batch size halved to %d", size)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return results, size
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or any(phrase in said for phrase in OUT_OF_MEMORY)

@@ -6,6 +6,7 @@ models.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,8 @@ from jinja2 import TemplateError
 
 from refusal.errors import InputError
 
+_MARKER = re.compile(r"<<?/?[^<>\s]{2,}>>?|\[/?[A-Z_]{2,}\]")
+"""What templates mark turns with: `<|im_start|>`, `<<SYS>>`, `[/INST]`."""
 FALLBACK_TEMPLATE = "{system}User: {prompt}\nAssistant:"
 """Used, and said, when a tokenizer has no chat template; `system`: the system prompt and an empty line, or nothing."""
 
@@ -52,6 +55,8 @@ class ChatFrame:
         return rendered
 
     def _apply(self, turns: list[dict[str, str]]) -> str | None:
+        if self.tokenizer.chat_template is None:
+            return None
         try:
             return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
         except TemplateError:
@@ -59,11 +64,34 @@ class ChatFrame:
 
     def tokenize(self, prompts: Sequence[str], system_prompt: str | None = None) -> list[list[int]]:
         """Return the token ids of each prompt in its chat frame, with exactly one BOS where the tokenizer has one."""
-        framed = [self.render(self._defuse(prompt), system_prompt) for prompt in prompts]
-        return [self._one_bos(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in framed]
+        in_frame = self._count_control(self._ids(self.render("a", system_prompt)))
+        return [self._tokenized(prompt, system_prompt, in_frame) for prompt in prompts]
+
+    def _tokenized(self, prompt: str, system_prompt: str | None, in_frame: int) -> list[int]:
+        ids = self._ids(self.render(self._defuse(prompt), system_prompt))
+        if self._count_control(ids) > in_frame:
+            # the tokenizer's own normalisation made them, of full-width brackets for instance
+            ids = self._ids(self.render(self._defuse(self._normalised(prompt)), system_prompt))
+        if self._count_control(ids) > in_frame:
+            raise InputError(
+                f"dataset_dir: the prompt that begins {prompt[:40]!r} holds control tokens of {self.name}'s tokenizer "
+                "in a form that cannot be broken up; remove it"
+            )
+        return ids
+
+    def _ids(self, text: str) -> list[int]:
+        return self._one_bos(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _count_control(self, ids: Sequence[int]) -> int:
+        return sum(token in self._control_ids for token in ids)
+
+    def _normalised(self, prompt: str) -> str:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        normaliser = getattr(backend, "normalizer", None)
+        return prompt if normaliser is None else str(normaliser.normalize_str(prompt))
 
     def _defuse(self, prompt: str) -> str:
-        """Return the prompt with a space inside each control token, so that it is read as text."""
+        """Return the prompt with a space inside each control token and marker, so that it is read as text."""
         for token in self._control_tokens:
             if token in prompt:
                 prompt = prompt.replace(token, f"{token[:1]} {token[1:]}")
@@ -72,9 +100,18 @@ class ChatFrame:
 
     @cached_property
     def _control_tokens(self) -> tuple[str, ...]:
+        """The tokenizer's special tokens, and the markers of the frame, which may be plain text as in `[/INST]`."""
         added = self.tokenizer.added_tokens_decoder.values()
         special = {*self.tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+        with_system = self._apply([{"role": "system", "content": "b"}, {"role": "user", "content": "a"}])
+        special |= set(_MARKER.findall(self.render("a") + (with_system or "")))
         return tuple(sorted(token for token in special if len(token) > 1))
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        unknown = self.tokenizer.unk_token_id
+        ids = {token: self.tokenizer.convert_tokens_to_ids(token) for token in self._control_tokens}
+        return frozenset(number for number in ids.values() if number is not None and number != unknown)
 
     @cached_property
     def _adds_bos(self) -> bool:

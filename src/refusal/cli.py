@@ -11,6 +11,7 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from typing import TextIO
 
 from refusal.config import Config, Stage, load
 from refusal.errors import InputError, RefusalError
+from refusal.resources import is_out_of_memory
+from refusal.untrusted import first_line
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,9 @@ def build_parser(description: str, *, main_job: bool, directions: bool = False) 
     parser.add_argument("--result-dir", type=Path, metavar="DIR", help="override result_dir")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     parser.add_argument("-v", "--verbose", action="store_true", help="more detail")
+    if not directions:
+        part = "do part I of N of the saes stage" if main_job else "do part I of N, beside the others; see --merge"
+        parser.add_argument("--shard", metavar="I/N", help=part)
     if main_job:
         stages = ",".join(Stage)
         if not directions:
@@ -58,6 +64,7 @@ def build_parser(description: str, *, main_job: bool, directions: bool = False) 
         )
     else:
         parser.add_argument("--force", action="store_true", help="redo the stage")
+        parser.add_argument("--merge", action="store_true", help="put shards together; no prompt runs")
     return parser
 
 
@@ -90,39 +97,67 @@ def stages_named(text: str, flag: str) -> tuple[Stage, ...]:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    """Stop the run once: a scheduler may tell both a process and its parent, which passes it on."""
+    signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
-_USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-"""What the operating system refuses because of the disk: full, read-only or somebody else's."""
+_USERS_TO_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+"""What the operating system refuses because of the disk: full, read-only, somebody else's or failing."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def run_command(command: Callable[[], str], *, verbose: bool) -> int:
     """Run a command, which returns its last line (empty: none), and return the exit status.
 
-    SIGTERM, which a scheduler sends at the walltime, stops a run like Ctrl-C. What is neither the user's to mend nor an
-    interruption is our mistake: it keeps its traceback, and Python ends with status 1.
+    SIGTERM, which a scheduler sends at the walltime, stops a run like Ctrl-C. A disk that is full and memory that ran
+    out are the user's to mend. What is neither the user's to mend nor an interruption is our mistake: it keeps its
+    traceback, and Python ends with status 1.
     """
     set_up_logging(verbose)
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
         last_line = command()
-        sys.stdout.write(last_line + "\n" if last_line else "")
+        sys.stdout.write(printable(last_line) + "\n" if last_line else "")
     except RefusalError as error:
         log.debug("where it was found", exc_info=True)
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(printable(f"error: {error}\n"))
         return WRONG_INPUT
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what was complete is kept, the same command resumes\n")
         return INTERRUPTED
-    except OSError as error:
-        if error.errno not in _USERS_TO_MEND:
+    except (OSError, MemoryError, RuntimeError) as error:
+        advice = _advice(error)
+        if advice is None:
             raise
-        sys.stderr.write(f"error: {error}; what was complete is kept, the same command resumes when it is mended\n")
+        log.debug("where it was found", exc_info=True)
+        sys.stderr.write(printable(f"error: {first_line(error)}; {advice}\n"))
         return WRONG_INPUT
     finally:
         signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+def _advice(error: OSError | MemoryError | RuntimeError) -> str | None:
+    """Return what to do about what the machine refuses; None for what is our mistake."""
+    if isinstance(error, OSError):
+        kept = "what was complete is kept, the same command resumes when it is mended"
+        return kept if error.errno in _USERS_TO_MEND else None
+    if is_out_of_memory(error):
+        return (
+            "memory ran out; what was complete is kept; end other programs, or set a smaller batch_size, fewer sites "
+            "in activation_layers or a smaller sae.d_sae, and run the same command again"
+        )
+    return None
+
+
+def printable(text: str) -> str:
+    r"""Return text for a terminal: what would steer it instead of being shown is written as an escape.
+
+    >>> printable("a\x1b[2J\n")
+    'a\\x1b[2J\n'
+    """
+    return _CONTROL.sub(lambda match: ascii(match.group())[1:-1], text)
 
 
 def use_one_thread_for_small_models(n_bytes: int) -> None:
@@ -139,6 +174,10 @@ def use_one_thread_for_small_models(n_bytes: int) -> None:
 
 class _Console(logging.StreamHandler[TextIO]):
     """Our handler, so that a second command replaces it and no other."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line that is shown."""
+        return printable(super().format(record))
 
 
 def set_up_logging(verbose: bool) -> None:

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import (
     AfterValidator,
@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -27,7 +28,8 @@ from pydantic_core import PydanticCustomError
 
 from refusal.config_messages import Places, describe
 from refusal.errors import InputError
-from refusal.sites import STREAM_KINDS, Site
+from refusal.sites import CAPTURED_KINDS, STREAM_KINDS, Site, SiteKind
+from refusal.usable_text import check_told_apart, local_path, usable_name, whole_characters
 from refusal.yaml_file import Location, read_value, read_yaml
 
 
@@ -58,16 +60,33 @@ def _site_name(name: str) -> str:
     Raises:
         ValueError: Says what sites are called, and the nearest such name.
     """
+    return _name_of(name, STREAM_KINDS, "residuals_N, mlp_N and attention_N, e.g. residuals_3")
+
+
+def _extra_site_name(name: str) -> str:
+    """Return the name of a site that can be captured, or of a kind of sites.
+
+    Raises:
+        ValueError: Says what sites are called, and the nearest such name.
+    """
+    if name in tuple(CAPTURED_KINDS):
+        return name
+    said = "residuals_N, mlp_N, attention_N and heads_N, or a kind alone for every layer, e.g. heads"
+    return _name_of(name, CAPTURED_KINDS, said)
+
+
+def _name_of(name: str, kinds: Sequence[SiteKind], said: str) -> str:
     try:
         site = Site.parse(name)
-        if site.kind not in STREAM_KINDS:
-            raise InputError(f"{name!r} is not of the residual stream")
+        if site.kind not in kinds:
+            raise InputError(f"{name!r} is not among these kinds")
         return site.name
     except InputError as error:
         kind, _, layer = name.rpartition("_")
-        near = difflib.get_close_matches(kind, list(STREAM_KINDS), n=1)
-        hint = f"; did you mean {near[0]}_{int(layer)}?" if near and layer.isdecimal() else ""
-        raise ValueError(f"allowed are residuals_N, mlp_N and attention_N, e.g. residuals_3{hint}") from error
+        near = difflib.get_close_matches(kind or layer, list(kinds), n=1)
+        number = f"_{int(layer)}" if kind and layer.isdecimal() else ""
+        hint = f"; did you mean {near[0]}{number}?" if near and (number or not kind) else ""
+        raise ValueError(f"allowed are {said}{hint}") from error
 
 
 def _no_truth_value(value: Any) -> Any:
@@ -81,8 +100,10 @@ Int = Annotated[int, BeforeValidator(_no_truth_value)]
 Number = Annotated[float, BeforeValidator(_no_truth_value)]
 AutoInt = Literal["auto"] | Annotated[Int, Field(ge=1)]
 Seed = Annotated[Int, Field(ge=0, le=2**32 - 1)]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(usable_name)]
+Prose = Annotated[str, AfterValidator(whole_characters)]
 SiteName = Annotated[str, AfterValidator(_site_name)]
+ExtraSiteName = Annotated[str, AfterValidator(_extra_site_name)]
 
 
 class Section(BaseModel):
@@ -97,15 +118,29 @@ class Section(BaseModel):
         return {} if value is None else value
 
 
-def _local_path(text: str) -> Path:
-    """Return a path with `~` resolved.
+class CaptureConfig(Section):
+    """What is kept of the forward pass besides `activation_layers` at the readout position."""
 
-    Raises:
-        ValueError: The text is empty: it would mean the folder the command runs in.
-    """
-    if not text:
-        raise ValueError("the path is empty; write . for the folder the command runs in")
-    return Path(text).expanduser()
+    sites: tuple[ExtraSiteName, ...] = Field(
+        default=(),
+        description="More sites to keep: residuals_N, mlp_N, attention_N, heads_N; a kind alone means every layer.",
+    )
+    positions: tuple[Literal["readout", "all", "mean"] | Annotated[Int, Field(ge=-4096, le=-1)], ...] = Field(
+        default=("readout",),
+        min_length=1,
+        description="Positions to keep: readout (always), all (of the prompt's own), mean (over these), or offsets "
+        "from the prompt's end, e.g. -3; -1 is the readout position.",
+    )
+
+    @field_validator("positions", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return value if isinstance(value, (list, tuple)) else [value]
+
+    @field_validator("positions", "sites")
+    @classmethod
+    def _once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(value))
 
 
 class LabelsConfig(Section):
@@ -187,7 +222,7 @@ class SaeConfig(Section):
     @field_validator("pretrained")
     @classmethod
     def _folder(cls, folder: str | None) -> str | None:
-        return folder if folder is None or folder.startswith("hf://") else str(_local_path(folder))
+        return folder if folder is None or folder.startswith("hf://") else str(local_path(folder))
 
     @model_validator(mode="after")
     def _fits(self) -> SaeConfig:
@@ -292,7 +327,7 @@ class DirectionsConfig(Section):
     @field_validator("text_file")
     @classmethod
     def _file(cls, path: Path | None) -> Path | None:
-        return None if path is None else _local_path(str(path) if path.parts else "")
+        return None if path is None else local_path(str(path) if path.parts else "")
 
 
 class ReportConfig(Section):
@@ -313,15 +348,13 @@ class TrackingConfig(Section):
     wandb: Annotated[Literal["off", "offline", "online"], BeforeValidator(_off_is_a_word)] = Field(
         default="off", description="Weights & Biases: off, offline (sync later) or online."
     )
-    project: str = Field(default="refusal-circuits", min_length=1, description="Project name.")
+    project: Text = Field(default="refusal-circuits", description="Project name.")
 
 
 class Config(Section):
     """Everything a run depends on."""
 
-    dataset_dir: str = Field(
-        default="embedded", min_length=1, description="embedded, a folder of OR-Bench CSVs, or a hub id."
-    )
+    dataset_dir: Text = Field(default="embedded", description="embedded, a folder of OR-Bench CSVs, or a hub id.")
     categories: Literal["all"] | tuple[Text, ...] = Field(default="all", description="all, or a list of categories.")
     num_samples_per_category: Int = Field(default=100, ge=2, description="Prompts per category, half safe, half toxic.")
     safe_subset: Literal["80k", "hard-1k", "both"] = Field(
@@ -335,16 +368,25 @@ class Config(Section):
         description="planted/NAME, a folder or a hub id.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="Where models run.")
+    device_map: Literal["auto", "balanced", "sequential"] | None = Field(
+        default=None,
+        description="Spread a model over all CUDA devices (accelerate), when it does not fit one; null: on one device.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="Precision of models.")
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Run Python code that comes with a model, with your rights; only for code that you have read.",
+    )
     batch_size: AutoInt = Field(default="auto", description="Prompts per batch; halves itself when memory runs out.")
     max_new_tokens: Int = Field(default=32, ge=1, le=4096, description="Longest response, in tokens.")
-    system_prompt: str | None = Field(default=None, description="System prompt; null: none.")
+    system_prompt: Prose | None = Field(default=None, description="System prompt; null: none.")
     activation_layers: Literal["all"] | tuple[SiteName, ...] = Field(
         default="all", description="all (every residuals_N) or sites."
     )
     stages: tuple[Stage, ...] = Field(default=MAIN_STAGES, min_length=1, description="Stages to run.")
     result_dir: Path = Field(default=Path("results"), description="Where everything is written.")
     train_saes: bool = Field(default=True, description="Train SAEs in the saes stage; false: use those that are there.")
+    capture: CaptureConfig = Field(default_factory=CaptureConfig)
     labels: LabelsConfig = Field(default_factory=lambda: LabelsConfig())
     sae: SaeConfig = Field(default_factory=lambda: SaeConfig())
     circuit: CircuitConfig = Field(default_factory=CircuitConfig)
@@ -352,6 +394,11 @@ class Config(Section):
     directions: DirectionsConfig = Field(default_factory=lambda: DirectionsConfig())
     report: ReportConfig = Field(default_factory=ReportConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    @property
+    def keeps_all_positions(self) -> bool:
+        """Whether inference keeps all own positions of the prompts."""
+        return self.sae.uses_all_positions or "all" in self.capture.positions
 
     @field_validator("categories", "models", "activation_layers", "stages")
     @classmethod
@@ -364,10 +411,35 @@ class Config(Section):
                 raise ValueError(f"{str(twice[0])!r} is listed twice")
         return value
 
+    @field_validator("models")
+    @classmethod
+    def _told_apart(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse names that differ in case only: on some file systems their results would be one."""
+        check_told_apart(models)
+        return models
+
+    @field_validator("dataset_dir", "models")
+    @classmethod
+    def _has_a_home(cls, value: Any) -> Any:
+        for name in value if isinstance(value, tuple) else (value,):
+            if name.startswith("~"):
+                local_path(name)
+        return value
+
     @field_validator("result_dir")
     @classmethod
     def _folder(cls, folder: Path) -> Path:
-        return _local_path(str(folder) if folder.parts else "")
+        return local_path(str(folder) if folder.parts else "")
+
+    @field_validator("device_map")
+    @classmethod
+    def _has_devices(cls, device_map: str | None, info: ValidationInfo) -> str | None:
+        device = info.data.get("device")
+        if device_map is not None and device in ("cpu", "mps"):
+            raise ValueError(
+                f"it spreads a model over CUDA devices, and device is {device}; set device: cuda, or device_map: null"
+            )
+        return device_map
 
     @field_validator("num_samples_per_category")
     @classmethod
@@ -423,6 +495,25 @@ def _override(content: dict[str, Any], override: str) -> Location:
             raise InputError(f"--set {override}: {section} is no section; it has no key {keys[-1]}")
     content[keys[-1]] = value
     return keys
+
+
+class LoadingOptions(TypedDict):
+    """How models are loaded."""
+
+    device: str
+    dtype: str
+    device_map: str | None
+    trust_remote_code: bool
+
+
+def how_to_load(config: Config) -> LoadingOptions:
+    """Return what of a configuration says how models are loaded."""
+    return LoadingOptions(
+        device=config.device,
+        dtype=config.dtype,
+        device_map=config.device_map,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -72,6 +72,8 @@ def _finding(location: Location, problems: Sequence[Any], schema: dict[str, Any]
     if first["type"] in ("extra_forbidden", "invalid_key"):
         return Finding(line, f"{where}: {name}: unknown key; {_nearest_key(keys, schema)}")
     shown = f"found {_shown(first['input'])}; " if location and not isinstance(first["input"], dict) else ""
+    if first["type"] == "string_unicode":
+        return Finding(line, f"{where}: {name}: {shown}it holds half a character (a surrogate); write the whole one")
     own = next((problem for problem in problems if problem["type"] == "value_error"), None)
     if own is not None:
         return Finding(line, f"{where}: {name}: {shown}{own['ctx']['error']}")

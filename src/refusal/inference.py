@@ -2,9 +2,13 @@
 
 1. load and draw the prompts, tokenise all of them: whatever is wrong with them is said before anything runs;
    tokens that every answer begins with (Llama 2 opens with a bare space) are moved into the prompt;
-2. capture them shard by shard, sorted by length, each shard written when it is done (a killed run goes on there); with
-   SAEs that train on all positions, the same pass keeps the positions before the readout position too;
-3. judge the responses, learn the openers, write labels, outputs and rates.
+2. capture them shard by shard, sorted by length, in batches of similar length; a shard is written while the next is
+   computed, and a killed run goes on at the first that is not complete; with SAEs that train on all positions, the same
+   pass keeps the positions before the readout position too;
+3. write the index; judge the responses, learn the openers, write labels, outputs and rates (`refusal.behaviour`).
+
+Shards do not depend on each other: several processes, or machines, may each capture a part of them (step 2), one of
+them, or a later one, does the rest (step 3).
 """
 
 from __future__ import annotations
@@ -12,30 +16,31 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from refusal.answer_prefix import shared_answer_prefix
+from refusal.answer_prefix import MAX_PREFIX, note_prefix, shared_answer_prefix
 from refusal.artefacts import ResultPaths
-from refusal.capture import Capture, batch_size_for, capture, check_finite, in_batches
-from refusal.config import Config
-from refusal.errors import InputError
-from refusal.evaluation import evaluate
-from refusal.labels import Judgement
-from refusal.labels.first_token import FIRST_TOKEN, judge_by_first_token
-from refusal.labels.telling import tell
-from refusal.metric import OpenersUnavailable, RefusalMetric, learn_openers, score_top_logits
+from refusal.background import OneInFlight
+from refusal.batch_memory import budget_for
+from refusal.batches import Batcher, TokenCount
+from refusal.behaviour import write_behaviour
+from refusal.capture import Capture, capture, check_finite
+from refusal.config import Config, how_to_load
+from refusal.errors import ArtefactError, InputError
 from refusal.models import ChatModel
-from refusal.positions import Positions, count_rows, first_own_position
+from refusal.positions import READOUT_ONLY, Keep, Positions, count_rows, first_own_position
+from refusal.processes import WHOLE, Part, this_part
 from refusal.prompts import Draw, Prompt, draw, load_prompts
 from refusal.resources import free_bytes, human_bytes
-from refusal.schemas import ModelOutput, ModelOutputs, Openers, PromptLabel, RefusalLabels
-from refusal.sites import Site
-from refusal.store import ActivationStore, ActivationWriter, Answer, Shard, Source, TopLogits
+from refusal.shards import forget, missing
+from refusal.store import ActivationWriter, Answer, Shard, Source, TopLogits, noted_prefix
+from refusal.weights import weights_digest
 
 log = logging.getLogger(__name__)
 
@@ -61,36 +66,72 @@ def run_inference(config: Config, model_name: str, paths: ResultPaths) -> None:
     Raises:
         InputError: The prompts, the model or the sites are wrong, or activations are not finite.
     """
-    drawn = draw_prompts(config)
-    model = ChatModel.load(model_name, device=config.device, dtype=config.dtype)
-    sites = model.resolve_sites(config.activation_layers)
-    token_ids = model.tokenize([prompt.text for prompt in drawn.prompts], config.system_prompt)
-    require_room(model, drawn.prompts, token_ids, config.max_new_tokens)
-    prefix = shared_answer_prefix(model, drawn.prompts, token_ids, config.max_new_tokens)
-    token_ids = [[*ids, *prefix] for ids in token_ids]
-    require_room(model, drawn.prompts, token_ids, config.max_new_tokens)
-    _Run(config, model, sites, paths, prefix).capture_all(drawn.prompts, token_ids)
-    write_behaviour(model, drawn, paths, prefix, config)
+    inference = Inference(config, model_name, paths)
+    inference.capture()
+    inference.finish()
 
 
-def require_room(
-    model: ChatModel, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[int]], max_new_tokens: int
-) -> None:
-    """Raise if a prompt and its answer are longer than the model's context.
+def merge_shards(config: Config, model_name: str, paths: ResultPaths) -> None:
+    """Write the index, the labels and the rates of one model from its shards; no prompt runs through the model.
 
     Raises:
-        InputError: Names the longest prompt, its tokens and the limit.
+        InputError: The prompts, the model or the sites are wrong.
+        ArtefactError: A shard is not there; the message says which, and what makes it.
+    """
+    inference = Inference(config, model_name, paths, is_merge=True)
+    incomplete = inference.missing()
+    if incomplete:
+        raise ArtefactError(f"{missing(inference.folder, incomplete, len(inference.shards))}; then --merge again")
+    inference.finish()
+
+
+def that_fit(
+    model: ChatModel, drawn: Draw, token_ids: list[list[int]], max_new_tokens: int
+) -> tuple[Draw, list[list[int]]]:
+    """Return the prompts that fit the context with their answers, with a notice of those left out, and their tokens.
+
+    Raises:
+        InputError: No prompt of a category fits; names the longest prompt, its tokens and the limit.
     """
     limit = model.context_length
-    lengths = [(len(ids), prompt.id) for prompt, ids in zip(prompts, token_ids, strict=True)]
-    too_long = [] if limit is None else [entry for entry in lengths if entry[0] + max_new_tokens > limit]
-    if too_long:
-        longest, prompt_id = max(too_long)
+    lengths = [(len(ids), prompt) for prompt, ids in zip(drawn.prompts, token_ids, strict=True)]
+    too_long = [] if limit is None else [entry for entry in lengths if entry[0] + MAX_PREFIX + max_new_tokens > limit]
+    if not too_long:
+        return drawn, token_ids
+    n_tokens, longest = max(too_long, key=lambda entry: (entry[0], entry[1].id))
+    said = (
+        f"{len(too_long)} prompts do not fit the context of {model.name}: prompt {longest.id} has {n_tokens} tokens, "
+        f"max_new_tokens is {max_new_tokens}, the limit is {limit} together with {MAX_PREFIX} to spare"
+    )
+    left_out = {prompt.id for _, prompt in too_long}
+    rows = [row for row, prompt in enumerate(drawn.prompts) if prompt.id not in left_out]
+    kept = replace(drawn, prompts=tuple(drawn.prompts[row] for row in rows), notices=(*drawn.notices, said))
+    emptied = [category for category in drawn.categories if category not in kept.categories]
+    if emptied:
         raise InputError(
-            f"dataset_dir: {len(too_long)} prompts do not fit the context of {model.name}: prompt {prompt_id} has "
-            f"{longest} tokens and max_new_tokens is {max_new_tokens}, the limit is {limit} together; "
-            "shorten or remove them, or lower max_new_tokens"
+            f"dataset_dir: {said}; nothing is left of {', '.join(emptied)}; shorten them, or lower max_new_tokens"
         )
+    log.warning("%s; they are left out", said)
+    return kept, [token_ids[row] for row in rows]
+
+
+def what_is_kept(config: Config, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[int]]) -> Keep:
+    """Return what is kept of the forward pass of each prompt besides its readout position.
+
+    Raises:
+        InputError: A prompt does not reach back to an offset of `capture.positions`.
+    """
+    asked = config.capture.positions
+    offsets = tuple(sorted((each for each in asked if isinstance(each, int) and each < -1), reverse=True))
+    shortest, prompt_id = min((len(ids), prompt.id) for ids, prompt in zip(token_ids, prompts, strict=True))
+    beyond = [offset for offset in offsets if -offset > shortest]
+    if beyond:
+        raise InputError(
+            f"capture.positions: {beyond[0]} is before the beginning of prompt {prompt_id}, which has {shortest} "
+            f"tokens with its chat frame; allowed are -1 to -{shortest}"
+        )
+    own = {"mean": "mean" in asked, "others": config.keeps_all_positions}
+    return Keep(offsets, **own, first=first_own_position(token_ids) if any(own.values()) else 1)
 
 
 def require_disk(folder: Path, n_bytes: int) -> None:
@@ -127,41 +168,90 @@ def plan_shards(order: Sequence[int], n_bytes: Sequence[int]) -> list[list[int]]
     return shards
 
 
-class _Run:
-    """Captures prompts with one model, shard by shard."""
+class Inference:
+    """One model's inference: prepared when it is made, captured in parts, finished once.
 
-    def __init__(
-        self, config: Config, model: ChatModel, sites: list[Site], paths: ResultPaths, prefix: tuple[int, ...]
-    ) -> None:
-        self.prefix = prefix
+    Args:
+        config: What to run.
+        model_name: One of its models.
+        paths: Where everything goes.
+        is_merge: Nothing will be captured: what is common to all answers is taken from the shards that are there.
+
+    Raises:
+        InputError: The prompts, the model or the sites are wrong.
+    """
+
+    def __init__(self, config: Config, model_name: str, paths: ResultPaths, *, is_merge: bool = False) -> None:
         self.config = config
-        self.model = model
-        self.sites = sites
-        self.folder = paths.activations(model.name)
-        self.batch_size = 0
-        self.first_position: int | None = None
-        self._row_bytes = len(sites) * model.d_model * model.dtype.itemsize
+        self.paths = paths
+        self.model = ChatModel.load(model_name, **how_to_load(config))
+        self.studied = self.model.resolve_sites(config.activation_layers)
+        self.sites = sorted({*self.studied, *self.model.resolve_extra_sites(config.capture.sites)})
+        self.folder = paths.activations(model_name)
+        self.batcher = Batcher(budget_for(self.model, config.batch_size, self.sites, config.max_new_tokens))
+        drawn = draw_prompts(config)
+        every = self.model.tokenize([prompt.text for prompt in drawn.prompts], config.system_prompt)
+        self.drawn, token_ids = that_fit(self.model, drawn, every, config.max_new_tokens)
+        prompts = self.drawn.prompts
+        self.prefix = self._noted_prefix() if is_merge else self._find_prefix(token_ids)
+        self.token_ids = [[*ids, *self.prefix] for ids in token_ids]
+        self.keep = what_is_kept(config, prompts, self.token_ids)
+        self.shards = self._plan_shards()
+        self.writer = ActivationWriter(self.folder, self._plan(prompts, self.token_ids), self.prefix)
 
-    def capture_all(self, prompts: Sequence[Prompt], token_ids: list[list[int]]) -> None:
-        """Write every shard that is not complete, then the index."""
+    def _find_prefix(self, token_ids: list[list[int]]) -> tuple[int, ...]:
+        limit = self.config.max_new_tokens
+        return shared_answer_prefix(self.model, self.drawn.prompts, token_ids, limit, self.batcher)
+
+    def _noted_prefix(self) -> tuple[int, ...]:
+        prefix = noted_prefix(self.folder)
+        note_prefix(self.model, prefix)
+        return prefix
+
+    def _plan_shards(self) -> list[list[int]]:
+        """Return the prompts of each shard, by length, then by id."""
+        prompts, token_ids = self.drawn.prompts, self.token_ids
         order = sorted(range(len(prompts)), key=lambda row: (len(token_ids[row]), prompts[row].id))
         n_bytes = [0] * len(order)
-        if self.config.sae.uses_all_positions:
-            self.first_position = first_own_position(token_ids)
-            n_bytes = [n_rows * self._row_bytes for n_rows in count_rows(token_ids, self.first_position)]
+        if self.keep.others:
+            row_bytes = sum(map(self.model.width, self.sites)) * self.model.dtype.itemsize
+            n_bytes = [n_rows * row_bytes for n_rows in count_rows(token_ids, self.keep.first)]
             require_disk(self.folder, sum(n_bytes))
-        shards = plan_shards(order, n_bytes)
-        writer = ActivationWriter(self.folder, self._plan(prompts, token_ids))
-        self.batch_size = batch_size_for(token_ids, self.config.batch_size)
-        with tqdm(total=len(order), desc=f"inference: {self.model.name}", unit="prompt", disable=None) as bar:
-            for index, rows in enumerate(shards):
-                if writer.is_complete(index):
-                    bar.update(len(rows))
+        return plan_shards(order, n_bytes)
+
+    def capture(self, part: Part = WHOLE) -> None:
+        """Write every shard of a part that is not complete: number rank, rank + size, and so on.
+
+        Raises:
+            InputError: Activations are not finite, or memory ran out with a single prompt.
+        """
+        mine = range(len(self.shards))[part.rank :: part.size]
+        self.batcher.count = TokenCount()
+        total, hidden = sum(len(self.shards[index]) for index in mine), None if this_part().is_leader else True
+        name = f"inference: {self.model.name}"
+        with tqdm(total=total, desc=name, unit="prompt", disable=hidden) as bar, OneInFlight() as background:
+            for index in mine:
+                if self.writer.is_complete(index):
+                    bar.update(len(self.shards[index]))
                     continue
-                ids = [prompts[row].id for row in rows]
-                writer.write(index, self._shard(ids, [token_ids[row] for row in rows], bar.update))
+                background.submit(self.writer.write, index, self._captured(self.shards[index], bar.update))
+
+    def missing(self) -> list[int]:
+        """Return the shards that are not complete."""
+        return [index for index in range(len(self.shards)) if not self.writer.is_complete(index)]
+
+    def finish(self) -> None:
+        """Write the index over all shards, and what the model did; all shards must be complete."""
         modules = {str(site): self.model.module_name(site) for site in self.sites}
-        writer.finish(len(shards), Source(modules, max(map(len, token_ids))))
+        extra = [site for site in self.sites if site not in self.studied]
+        source = Source(modules, max(map(len, self.token_ids)))
+        count = self.writer.finish(len(self.shards), source, extra)
+        forget(self.folder)
+        log.info(
+            "%s: %d tokens of prompts, %d with padding (%.2f times)",
+            *(self.model.name, count.needed, count.computed, count.ratio),
+        )
+        write_behaviour(self.model, self.drawn, self.paths, self.prefix, self.config)
 
     def _plan(self, prompts: Sequence[Prompt], token_ids: list[list[int]]) -> str:
         """Return a hash of all that decides the content of shards."""
@@ -174,22 +264,28 @@ class _Run:
             "ends": sorted(self.model.eos_token_ids),
             "prefix": list(self.prefix),
             "shard": SHARD_PROMPTS,
-            "model": _weights_digest(self.model),
+            "model": weights_digest(self.model.model),
         }
-        if self.first_position is not None:
-            decisive |= {"first_position": self.first_position, "shard_bytes": SHARD_BYTES}
+        if self.keep != READOUT_ONLY:
+            decisive |= {"keep": asdict(self.keep), "shard_bytes": SHARD_BYTES}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+    def _captured(self, rows: Sequence[int], progress: Callable[[int], object]) -> Shard:
+        """Return the shard of some prompts."""
+        ids = [self.drawn.prompts[row].id for row in rows]
+        return self._shard(ids, [self.token_ids[row] for row in rows], progress)
 
     def _shard(self, ids: list[str], token_ids: list[list[int]], progress: Callable[[int], object]) -> Shard:
         def run(rows: range) -> Capture:
             """Capture rows of the shard, checked for values that are not finite."""
             batch = token_ids[rows.start : rows.stop]
-            found = capture(self.model, batch, self.sites, self.config.max_new_tokens, self.first_position)
+            found = capture(self.model, batch, self.sites, self.config.max_new_tokens, self.keep)
             check_finite(found, ids[rows.start : rows.stop], self.model)
             progress(len(rows))
             return found
 
-        parts, self.batch_size = in_batches(len(ids), self.batch_size, run)
+        before_this = self.batcher.count
+        parts = self.batcher.run([len(each) for each in token_ids], run)
         answers = [answer for part in parts for answer in part.answers]
         ended = [flag for part in parts for flag in part.ended]
         first = TopLogits.cat([part.first_token for part in parts])
@@ -199,99 +295,13 @@ class _Run:
             {site: torch.cat([part.readout[site] for part in parts]) for site in self.sites},
             first,
             Positions.cat(before, [len(part.answers) for part in parts]) if before else None,
+            {
+                at: {site: torch.cat([part.elsewhere[at][site] for part in parts]) for site in self.sites}
+                for at in self.keep.elsewhere
+            },
+            self.batcher.count - before_this,
         )
 
     def _answer(self, prompt_id: str, tokens: list[int], ended: bool, first_token: int) -> Answer:
         response = self.model.tokenizer.decode([*self.prefix, *tokens], skip_special_tokens=True)
         return Answer(prompt_id, response, "eos" if ended else "length", first_token)
-
-
-def _weights_digest(model: ChatModel) -> str:
-    """Return a digest of a few numbers of every weight: shards of another model are not taken for this one's."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.model.state_dict().items()):
-        flat = weight.flatten()
-        some = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
-        digest.update(name.encode() + some.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def write_behaviour(
-    model: ChatModel, drawn: Draw, paths: ResultPaths, prefix: tuple[int, ...] = (), config: Config | None = None
-) -> None:
-    """Judge the stored responses and write labels, outputs and rates.
-
-    Args:
-        model: The model that answered.
-        drawn: Its prompts; the files follow their order.
-        paths: Where the activation store is, and where the files go.
-        prefix: Tokens that were moved from the answers into the prompts.
-        config: Says who judges; None is the default.
-    """
-    store = ActivationStore(paths.activations(model.name))
-    answer_of = {answer.id: answer for answer in store.answers()}
-    answers = [answer_of[prompt.id] for prompt in drawn.prompts]
-    settings = config or Config()
-    texts = [(prompt.text, answer.response) for prompt, answer in zip(drawn.prompts, answers, strict=True)]
-    judgements = tell(texts, settings, paths.judgements(model.name))
-    learned = learn_openers([answer.first_token_id for answer in answers], [j.behaviour for j in judgements])
-    scores = _first_token_scores(learned, store)
-    if settings.labels.detector == FIRST_TOKEN:
-        judgements = judge_by_first_token([scores.get(prompt.id) for prompt in drawn.prompts])
-    labels = RefusalLabels.build(
-        model=model.name,
-        detector=settings.labels.detector if settings.labels.judge is None else f"judge: {settings.labels.judge}",
-        openers=_openers(model, learned, prefix),
-        notices=(*drawn.notices, *model.notices),
-        prompts=tuple(
-            _label(prompt, answer, judgement, scores)
-            for prompt, answer, judgement in zip(drawn.prompts, answers, judgements, strict=True)
-        ),
-    )
-    outputs = ModelOutputs.build(
-        model=model.name,
-        outputs=tuple(
-            ModelOutput(id=prompt.id, prompt=prompt.text, response=answer.response, finish_reason=answer.finish_reason)
-            for prompt, answer in zip(drawn.prompts, answers, strict=True)
-        ),
-    )
-    outputs.save(paths.model_outputs(model.name))
-    evaluate(labels).save(paths.evaluation(model.name))
-    labels.save(paths.refusal_labels(model.name))
-
-
-def _first_token_scores(learned: RefusalMetric | OpenersUnavailable, store: ActivationStore) -> dict[str, float]:
-    """Return m by prompt id; nothing where no openers could be learned."""
-    if isinstance(learned, OpenersUnavailable):
-        return {}
-    return dict(zip(store.prompt_ids, score_top_logits(learned, store.first_token()).tolist(), strict=True))
-
-
-def _label(prompt: Prompt, answer: Answer, judgement: Judgement, scores: Mapping[str, float]) -> PromptLabel:
-    return PromptLabel(
-        id=prompt.id,
-        category=prompt.category,
-        dataset_label=prompt.dataset_label.value,
-        source=prompt.source.value,
-        behaviour=judgement.behaviour.value,
-        rule=judgement.rule,
-        confidence=judgement.confidence,
-        first_token_id=answer.first_token_id,
-        first_token_score=scores.get(prompt.id),
-    )
-
-
-def _openers(model: ChatModel, learned: RefusalMetric | OpenersUnavailable, prefix: tuple[int, ...]) -> Openers:
-    def text(tokens: tuple[int, ...]) -> tuple[str, ...]:
-        """Return tokens as the user would read them."""
-        return tuple(model.tokenizer.decode([token]) for token in tokens)
-
-    return Openers(
-        refusal=learned.refusal_openers,
-        compliance=learned.compliance_openers,
-        refusal_text=text(learned.refusal_openers),
-        compliance_text=text(learned.compliance_openers),
-        ambiguous=learned.ambiguous,
-        answer_prefix=prefix,
-        reason=learned.reason if isinstance(learned, OpenersUnavailable) else None,
-    )

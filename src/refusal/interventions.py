@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -20,7 +21,8 @@ Transform = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch 
 """What an edit does to a site's value at all positions."""
 Recording = dict[Site, Float[Tensor, "batch pos d_model"]]
 """Values of sites, filled anew by each forward pass."""
-Selection = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "*kept d_model"]]
+Kept = TypeVar("Kept")
+Selection = Callable[[Float[Tensor, "batch pos d_model"]], Kept]
 """What of a site's value to keep, as a copy."""
 
 
@@ -38,9 +40,9 @@ def record(model: ChatModel, sites: Collection[Site], *, last_only: bool = True)
 
 
 @contextmanager
-def record_rows(model: ChatModel, sites: Collection[Site], select: Selection) -> Iterator[dict[Site, Tensor]]:
+def record_rows(model: ChatModel, sites: Collection[Site], select: Selection[Kept]) -> Iterator[dict[Site, Kept]]:
     """Yield a mapping from each site to what `select` copied of its value in the latest forward pass."""
-    recording: dict[Site, Tensor] = {}
+    recording: dict[Site, Kept] = {}
 
     def keep(site: Site) -> SiteUse:
         """Return what puts the site's value into the recording."""

@@ -3,14 +3,15 @@
 One record per response, with `label` and at least one of `id` (or `prompt_id`) and `response` (or `completion`);
 `model` (as in the result folder) where labels are of several models. A JSON file may also be one object, id to label.
 Labels are ours (`refused`, `partly_refused`, `complied`, `cannot_tell`) or XSTest's (`full_refusal`, `partial_refusal`,
-`full_compliance`).
+`full_compliance`). The CSV of disagreements that `run_analysis.py` writes can be filled in and given back: the
+apostrophe in front of what a spreadsheet would take for a formula does not count.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
-import json
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 
 from refusal.errors import InputError
 from refusal.labels import Behaviour
+from refusal.spreadsheet import cell_text
+from refusal.untrusted import file_bytes, json_text
 
 SYNONYMS: dict[str, Behaviour] = {
     **{str(behaviour): behaviour for behaviour in Behaviour},
@@ -27,6 +30,8 @@ SYNONYMS: dict[str, Behaviour] = {
 }
 """What a label may be called."""
 _IDS, _RESPONSES = ("id", "prompt_id"), ("response", "completion")
+MOST_BYTES = 1 << 28
+"""Of a file."""
 _SHOWN = 5
 """Findings that a message lists."""
 
@@ -55,8 +60,8 @@ def read_labels(path: Path) -> list[HumanLabel]:
     if reader is None:
         raise InputError(f"--labels: {path} ends in {path.suffix!r}; allowed are {', '.join(readers)}; rename the file")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = file_bytes(path, MOST_BYTES).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         raise InputError(f"--labels: {path}: cannot be read as text ({error}); give a UTF-8 file") from error
     found, findings = _checked(reader(path, text))
     if findings:
@@ -68,10 +73,14 @@ def read_labels(path: Path) -> list[HumanLabel]:
 
 
 def _csv(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    previous = csv.field_size_limit(MOST_BYTES)
     try:
-        yield from enumerate(csv.DictReader(text.splitlines(keepends=True), strict=True), start=2)
+        for line, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), strict=True), start=2):
+            yield line, {key: cell_text(cell) if isinstance(cell, str) else cell for key, cell in row.items()}
     except csv.Error as error:
         raise InputError(f"--labels: {path} is not readable as CSV ({error}); write it with quotes") from error
+    finally:
+        csv.field_size_limit(previous)
 
 
 def _jsonl(path: Path, text: str) -> Iterator[tuple[int, Any]]:
@@ -93,8 +102,8 @@ def _json(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 def _parsed(path: Path, text: str, line: int) -> Any:
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        return json_text(text)
+    except ValueError as error:
         raise InputError(f"--labels: {path}:{line}: not readable as JSON ({error}); mend the file") from error
 
 

@@ -1,7 +1,8 @@
 """From a model's name to its weights and tokenizer: where it lies, what is missing, which device and dtype.
 
 1. the name is resolved, and a folder is searched for what a model needs, before anything loads;
-2. configuration, tokenizer and weights load, without code of the model's own (`trust_remote_code` is off);
+2. configuration, tokenizer and weights load, without code of the model's own unless `trust_remote_code` is on, and
+   without memory for weights that are not there;
 3. what transformers only warns about is an error here: weights that the checkpoint lacks would be random numbers;
 4. the tokenizer is compared with the file it was read from.
 
@@ -10,6 +11,11 @@ This module does not know architectures or chat templates: `refusal.models` does
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,13 +24,17 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from refusal import embedded
 from refusal.errors import InputError
+from refusal.model_files import check_parts
+from refusal.processes import this_part
+from refusal.untrusted import first_line
+
+log = logging.getLogger(__name__)
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
@@ -42,28 +52,54 @@ class Loaded:
     """What was done differently from what the files say, in words."""
 
 
-def load(name: str, device: str, dtype: str) -> Loaded:
+DeviceMap = str | dict[str, int | str] | None
+"""How accelerate spreads a model: auto, balanced or sequential, or a device (cpu, disk, number) by path of module."""
+
+
+def load(
+    name: str, device: str, dtype: str, device_map: DeviceMap = None, *, trust_remote_code: bool = False
+) -> Loaded:
     """Return the model and tokenizer of a name.
 
     Args:
         name: `planted/NAME` (shipped), a local folder, or a hub id with an optional `@revision`.
         device: As `resolve_device` takes it.
         dtype: As `resolve_dtype` takes it.
+        device_map: How the model is spread over several devices; None: all of it is on `device`. What does not fit
+            them stays in memory or on disk, and comes to a device while its layer runs.
+        trust_remote_code: Whether Python code that comes with the model may run.
 
     Raises:
         InputError: No such model, or it cannot be loaded; the message says what to do.
     """
     source, revision = resolve(name)
     chosen = resolve_device(device)
-    arguments = {"revision": revision, "trust_remote_code": False}
+    offloaded = _offload_folder(device_map, chosen)
+    spread = {} if offloaded is None else {"device_map": device_map, "offload_folder": offloaded}
+    arguments = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if trust_remote_code:
+        log.warning("%s: trust_remote_code is true: Python code that comes with this model runs with your rights", name)
+    else:
+        check_parts(source, revision)
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(source, **arguments)
             tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **arguments)
             model, report = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=resolve_dtype(dtype, chosen), output_loading_info=True, **arguments
+                source,
+                config=config,
+                dtype=resolve_dtype(dtype, chosen),
+                output_loading_info=True,
+                **arguments,
+                **spread,
             )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"device: {name} does not fit on {chosen}, also spread with device_map: {device_map}; use dtype: bfloat16, "
+            "device: cpu, or a smaller model"
+        ) from error
+    except Exception as error:
+        log.debug("%s: cannot be loaded", name, exc_info=True)  # whatever the libraries raise on a stranger's files
         raise InputError(_cannot_load(name, source, revision, error)) from error
     missing = sorted(report["missing_keys"])
     if missing:
@@ -72,14 +108,42 @@ def load(name: str, device: str, dtype: str) -> Loaded:
             f"{missing[0]}), which would be random numbers; all weights that config.json asks for must be there; get "
             "the whole model, or correct its config.json"
         )
-    tokenizer, notice = _faithful(tokenizer, source, revision)
-    return Loaded(_to_device(model, chosen, name), tokenizer, () if notice is None else (notice,))
+    try:
+        tokenizer, notice = _faithful(tokenizer, source, revision)
+    except Exception as error:
+        log.debug("%s: cannot be loaded", name, exc_info=True)  # as above
+        raise InputError(_cannot_load(name, source, revision, error)) from error
+    if offloaded is None:
+        model = _to_device(model, chosen, name)
+    else:
+        weakref.finalize(model, shutil.rmtree, offloaded, ignore_errors=True)
+    return Loaded(model, tokenizer, () if notice is None else (notice,))
+
+
+def _offload_folder(device_map: DeviceMap, device: torch.device) -> str | None:
+    """Return a new folder for weights that fit neither the devices nor memory; None where a model is not spread.
+
+    Raises:
+        InputError: There is nothing over which it could be spread.
+    """
+    if device_map is None:
+        return None
+    if isinstance(device_map, str) and device.type != "cuda":
+        raise InputError(
+            f"device_map: {device_map} spreads a model over CUDA devices, and it would run on {device.type} here; set "
+            "device_map: null"
+        )
+    return tempfile.mkdtemp(prefix="offloaded-weights-")
 
 
 def _cannot_load(name: str, source: str, revision: str | None, error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    found = lines[0].rstrip(".") if lines else type(error).__name__
-    if Path(source).exists():
+    found = first_line(error).rstrip(".")
+    if "trust_remote_code" in str(error):
+        advice = (
+            "it comes with Python code of its own, which is not run; read the code, and if you trust it set "
+            "trust_remote_code: true; or take a model that transformers knows"
+        )
+    elif Path(source).exists():
         advice = "a folder needs config.json, *.safetensors and a tokenizer that fit together; get the whole model anew"
     else:
         pinned = "" if revision is None else f" --revision {revision}"
@@ -113,7 +177,7 @@ def _to_device(model: Any, device: torch.device, name: str) -> Any:
         free = f", {torch.cuda.mem_get_info(device)[0] / _GIB:.1f} GiB are free" if device.type == "cuda" else ""
         raise InputError(
             f"device: {name} does not fit on {device}: its weights need {needed:.1f} GiB{free}; use dtype: bfloat16, "
-            "device: cpu, or a smaller model"
+            "device_map: auto (several GPUs), device: cpu, or a smaller model"
         ) from error
 
 
@@ -149,6 +213,8 @@ def _require_model(folder: Path) -> None:
 def resolve_device(device: str) -> torch.device:
     """Return the device of a configured name; auto takes CUDA, then Apple's MPS, then the CPU.
 
+    Of several processes of one machine (torchrun) each has a CUDA device of its own, as far as there are enough.
+
     Raises:
         InputError: This machine has no such device.
     """
@@ -158,7 +224,7 @@ def resolve_device(device: str) -> torch.device:
         "cpu": True,
     }
     if device == "auto":
-        return torch.device(next(kind for kind, available in is_there.items() if available))
+        device = next(kind for kind, available in is_there.items() if available)
     chosen = torch.device(device)
     if not is_there.get(chosen.type, True):
         usable = ", ".join(kind for kind, available in is_there.items() if available)
@@ -166,7 +232,16 @@ def resolve_device(device: str) -> torch.device:
             f"device: {device} is not available here (torch {torch.__version__}); allowed are auto, {usable}; "
             "set device: auto, or install a torch that supports it"
         )
-    return chosen
+    return chosen if chosen.type != "cuda" else _own_cuda_device()
+
+
+def _own_cuda_device() -> torch.device:
+    """Return the CUDA device of this process: the current one where it is alone."""
+    local = os.environ.get("LOCAL_RANK", "")
+    if this_part().size == 1 or not local.isdecimal():
+        return torch.device("cuda")
+    # a scheduler may show each process its own device only, as number 0
+    return torch.device("cuda", int(local) % torch.cuda.device_count())
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -1,17 +1,17 @@
 """A chat model and the way around it: prompts, readout position, sites. Nothing else knows architectures.
 
 Where a family keeps a site is a row of `FAMILIES`, found by structure; there are no branches per family. What a block
-adds to the residual stream is read after any post-norm (Gemma 2 and 3, OLMo 2). A model is checked when it loads
-(`check_sites`): hooks see the shapes they should, editing any site changes the logits, and where output = input +
-attention + MLP does not hold, a notice says so. How weights and tokenizer are found is in `refusal.loading`, how
-a prompt is framed in `refusal.chat`.
+adds to the residual stream is read after any post-norm (Gemma 2 and 3, OLMo 2, GLM 4). A model that fits no row is
+tried by the names of its parts. Every model is checked when it loads (`refusal.model_checks`). How weights and
+tokenizer are found is in `refusal.loading`, how a prompt is framed in `refusal.chat`.
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,11 +21,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from refusal import loading
+from refusal import loading, model_checks
 from refusal.chat import ChatFrame
 from refusal.errors import InputError
-from refusal.loading import resolve, resolve_device, resolve_dtype
-from refusal.sites import Site, SiteKind, all_sites
+from refusal.loading import DeviceMap, resolve, resolve_device, resolve_dtype
+from refusal.sites import Site, SiteKind, all_sites, expand
+from refusal.weights import device_of
 
 __all__ = [
     "FAMILIES",
@@ -33,7 +34,6 @@ __all__ = [
     "Family",
     "SiteUse",
     "TokenBatch",
-    "additive_mask",
     "find_family",
     "resolve",
     "resolve_device",
@@ -55,18 +55,18 @@ class Family:
     mlp: str
     """Path from a block to the module whose output is added by the MLP."""
     has_flat_mlp: bool = False
-    """True where the MLP's input and output are `[batch * pos, width]`."""
+    """True where the MLP's input and output may be `[batch * pos, width]`."""
+    is_guess: bool = False
+    """True where the paths were found by the names of a model's parts."""
 
 
 SiteUse = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"] | None]
 """What is done with a site's value in a forward pass; a tensor that it returns takes the value's place."""
 
-_PROBE_TOKENS = 6
-"""Tokens of the prompt on which a model is checked."""
-
 _SANDWICH = ("post_attention_layernorm", "post_feedforward_layernorm")
 FAMILIES = (
-    Family("sandwich norms (Gemma 2 and 3)", "model.layers", *_SANDWICH),
+    Family("post-norms (Gemma 2 and 3, OLMo 2)", "model.layers", *_SANDWICH),
+    Family("post-norms (GLM 4)", "model.layers", "post_self_attn_layernorm", "post_mlp_layernorm"),
     Family("Llama-like", "model.layers", "self_attn", "mlp"),
     Family("Mixture of experts", "model.layers", "self_attn", "block_sparse_moe"),
     Family("Gemma 3 with vision", "model.language_model.layers", *_SANDWICH),
@@ -76,8 +76,18 @@ FAMILIES = (
     Family("Falcon, BLOOM", "transformer.h", "self_attention.dense", "mlp.dense_4h_to_h"),
     Family("OPT", "model.decoder.layers", "self_attn", "fc2", has_flat_mlp=True),
 )
+_ATTENTION_PROJECTIONS = (
+    *("self_attn.o_proj", "self_attn.out_proj", "self_attn.dense", "attention.dense", "self_attention.dense"),
+    *("attn.c_proj", "attn.out_proj", "attn.attention.out_proj"),
+)
+"""Paths from a block to the output projection of its attention, whose inputs are the heads, side by side."""
 _DOWN_PROJECTIONS = ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.c_proj", "mlp.fc2", "fc2")
 """Paths from a block to the last projection of its MLP, whose inputs are the hidden neurons; a mixture has none."""
+_READ_BEFORE = {
+    SiteKind.HEADS: (_ATTENTION_PROJECTIONS, "attention whose heads"),
+    SiteKind.NEURONS: (_DOWN_PROJECTIONS, "single MLP whose neurons"),
+}
+"""Kinds that are the input of a projection: where it may be, and what is said of a block without one."""
 
 
 @dataclass(frozen=True)
@@ -105,18 +115,18 @@ def _walk(module: nn.Module, path: str) -> nn.Module | None:
     return module
 
 
-def _down_projection(block: nn.Module) -> nn.Module | None:
-    found = (_walk(block, path) for path in _DOWN_PROJECTIONS)
+def _first_of(block: nn.Module, paths: Sequence[str]) -> nn.Module | None:
+    found = (_walk(block, path) for path in paths)
     return next((module for module in found if module is not None), None)
 
 
 def find_family(model: nn.Module, name: str) -> tuple[Family, nn.ModuleList]:
-    """Return the first family whose structure the model has, and its blocks.
+    """Return the first family whose structure the model has, or else what the names of its parts suggest; its blocks.
 
     Raises:
-        InputError: No known family fits.
+        InputError: No known family fits, and the names of its parts suggest none.
     """
-    for family in FAMILIES:
+    for family in (*FAMILIES, *_guesses(model)):
         blocks = _walk(model, family.blocks)
         if not isinstance(blocks, nn.ModuleList) or not len(blocks):
             continue
@@ -124,9 +134,28 @@ def find_family(model: nn.Module, name: str) -> tuple[Family, nn.ModuleList]:
             return family, blocks
     known = ", ".join(family.name for family in FAMILIES)
     raise InputError(
-        f"models: {name}: the structure of {type(model).__name__} is not known; known are {known}; "
+        f"models: {name}: the structure of {type(model).__name__} is not known, and it has no list of blocks with one "
+        f"part named like an attention and one like an MLP each; known are {known}; use a decoder of one of these, or "
         "add a row to FAMILIES in src/refusal/models.py that says where its blocks, attention and MLP are"
     )
+
+
+_ATTENTION_NAME = re.compile(r"(?!.*(norm|drop))(.*_)?(self_)?(attn|attention)(_.*)?")
+_MLP_NAME = re.compile(r"(?!.*(norm|drop))(.*_)?(mlp|ffn|feed_forward|feedforward|moe|fc2)(_.*)?")
+
+
+def _guesses(model: nn.Module) -> Iterator[Family]:
+    """Yield families that would fit the model's lists of blocks by the names of a block's parts, longest list first.
+
+    `ChatModel.check_sites` says whether a guess is right.
+    """
+    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and module]
+    for path, blocks in sorted(lists, key=lambda each: -len(each[1])):
+        names = [name for name, _ in blocks[0].named_children()]
+        attention, mlp = ([name for name in names if made.fullmatch(name)] for made in (_ATTENTION_NAME, _MLP_NAME))
+        if len(attention) == len(mlp) == 1:
+            said = f"blocks {path}, attention {attention[0]}, MLP {mlp[0]} (by their names)"
+            yield Family(said, path, attention[0], mlp[0], has_flat_mlp=mlp[0] == "fc2", is_guess=True)
 
 
 class ChatModel:
@@ -139,20 +168,32 @@ class ChatModel:
         self.notices: list[str] = []
         self.family, self._blocks = find_family(model, name)
         self._text_config = model.config.get_text_config()
+        if self.family.is_guess:
+            self.add_notice(f"{type(model).__name__} is of no known family; taken are {self.family.name}")
 
     @classmethod
-    def load(cls, name: str, *, device: str = "auto", dtype: str = "auto") -> ChatModel:
+    def load(
+        cls,
+        name: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        device_map: DeviceMap = None,
+        trust_remote_code: bool = False,
+    ) -> ChatModel:
         """Return a model by name.
 
         Args:
             name: `planted/NAME` (shipped), a local folder, or a hub id with an optional `@revision`.
             device: auto (CUDA, then Apple MPS, then CPU), cpu, cuda or mps.
             dtype: auto (float32 on CPU and MPS; bfloat16 on CUDA), float32, bfloat16 or float16.
+            device_map: As `loading.load` takes it; None: all of the model is on `device`.
+            trust_remote_code: Whether Python code that comes with the model may run.
 
         Raises:
             InputError: No such model, or it cannot be loaded; the message says what to do.
         """
-        loaded = loading.load(name, device, dtype)
+        loaded = loading.load(name, device, dtype, device_map, trust_remote_code=trust_remote_code)
         model = cls(name, loaded.model, loaded.tokenizer)
         for notice in loaded.notices:
             model.add_notice(notice)
@@ -162,7 +203,7 @@ class ChatModel:
     @property
     def device(self) -> torch.device:
         """Device of the embeddings, where token ids go."""
-        return torch.device(self.model.get_input_embeddings().weight.device)
+        return device_of(self.model.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -178,6 +219,11 @@ class ChatModel:
     def d_model(self) -> int:
         """Width of the residual stream."""
         return int(self._text_config.hidden_size)
+
+    @property
+    def n_heads(self) -> int:
+        """Attention heads of a block; those that share keys and values are counted one by one."""
+        return int(self._text_config.num_attention_heads)
 
     @property
     def vocab_size(self) -> int:
@@ -230,8 +276,27 @@ class ChatModel:
     # Sites -----------------------------------------------------------------------------------------------------------
 
     def sites(self) -> list[Site]:
-        """Return every site in order of depth."""
+        """Return every site of width d_model in order of depth."""
         return all_sites(self.n_layers)
+
+    def head_sites(self) -> list[Site]:
+        """Return the attention heads of every block in order of depth; blocks without separable heads are left out."""
+        sites = all_sites(self.n_layers, (SiteKind.HEADS,))
+        return [site for site in sites if _first_of(self._blocks[site.layer], _ATTENTION_PROJECTIONS) is not None]
+
+    @torch.no_grad()
+    def head_weights(self, layer: int) -> Float[Tensor, "n_heads d_head d_model"]:
+        """Return `W_O` of a block: what each head writes is its output times its matrix, before any post-norm.
+
+        Raises:
+            InputError: The block's attention has no output projection that reads the heads side by side.
+        """
+        site = Site(SiteKind.HEADS, layer)
+        projection = self.site_module(site)
+        rows = torch.eye(self.width(site), device=next(projection.parameters()).device, dtype=self.dtype)
+        written: Tensor = projection(rows) - projection(torch.zeros_like(rows))  # whatever way it keeps its weights
+        by_head: Tensor = written.unflatten(0, (self.n_heads, -1))
+        return by_head
 
     def resolve_sites(self, names: str | Sequence[str]) -> list[Site]:
         """Return the sites of a configuration's `activation_layers` in order of depth.
@@ -244,36 +309,54 @@ class ChatModel:
         """
         if names == "all":
             return all_sites(self.n_layers, (SiteKind.RESIDUALS,))
-        existing = {site.name: site for site in self.sites()}
+        return self._existing("activation_layers", names, self.sites())
+
+    def resolve_extra_sites(self, names: Sequence[str]) -> list[Site]:
+        """Return the sites of a configuration's `capture.sites` in order of depth; a kind alone means every layer.
+
+        Raises:
+            InputError: A name is no site that can be captured from this model; all such names are told at once.
+        """
+        existing = sorted([*self.sites(), *self.head_sites()])
+        return self._existing("capture.sites", [site.name for site in expand(names, self.n_layers)], existing)
+
+    def _existing(self, key: str, names: Sequence[str], sites: Sequence[Site]) -> list[Site]:
+        existing = {site.name: site for site in sites}
         wrong = [name for name in names if name not in existing]
         if wrong:
             near = difflib.get_close_matches(wrong[0], existing, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            last = self.n_layers - 1
-            raise InputError(
-                f"activation_layers: {self.name} has no site {', '.join(map(repr, wrong))}; it has residuals_0 to "
-                f"residuals_{last}, mlp_0 to mlp_{last}, attention_0 to attention_{last}{hint}"
-            )
+            kinds = dict.fromkeys(reversed([site.kind.value for site in sites]))
+            ranges = ", ".join(f"{kind}_0 to {kind}_{self.n_layers - 1}" for kind in kinds)
+            raise InputError(f"{key}: {self.name} has no site {', '.join(map(repr, wrong))}; it has {ranges}{hint}")
         return sorted(existing[name] for name in names)
 
     def neuron_sites(self) -> list[Site]:
         """Return the MLP neurons of every block in order of depth; those of a mixture of experts are left out."""
         sites = all_sites(self.n_layers, (SiteKind.NEURONS,))
-        return [site for site in sites if _down_projection(self._blocks[site.layer]) is not None]
+        return [site for site in sites if _first_of(self._blocks[site.layer], _DOWN_PROJECTIONS) is not None]
 
     def site_module(self, site: Site) -> nn.Module:
-        """Return the module whose output (or its first entry) is the site's value; of neurons, whose input it is."""
+        """Return the module whose output (or its first entry) is the site's value; of heads and neurons, its input."""
         block = self._blocks[site.layer]
         if site.kind is SiteKind.RESIDUALS:
             return block
-        if site.kind is SiteKind.NEURONS:
-            projection = _down_projection(block)
+        if site.kind in _READ_BEFORE:
+            paths, said = _READ_BEFORE[site.kind]
+            projection = _first_of(block, paths)
             if projection is None:
-                raise InputError(f"{self.name}: block {site.layer} has no single MLP whose neurons could be read")
+                raise InputError(f"{self.name}: block {site.layer} has no {said} could be read")
             return projection
         module = _walk(block, self.family.attention if site.kind is SiteKind.ATTENTION else self.family.mlp)
         assert module is not None, site  # `find_family` has seen it in every block
         return module
+
+    def width(self, site: Site) -> int:
+        """Return the width of a site: d_model, n_heads * d_head of heads, d_mlp of neurons."""
+        if site.kind not in _READ_BEFORE:
+            return self.d_model
+        weight = next(self.site_module(site).parameters())
+        return weight.numel() // self.d_model
 
     def module_name(self, site: Site) -> str:
         """Return the path of a site's module in the Hugging Face model, e.g. `model.layers.3`."""
@@ -293,7 +376,8 @@ class ChatModel:
 
         def used(value: Tensor) -> Tensor | None:
             """Return the edited value in the module's own shape; `None`: it stays."""
-            changed = use(value.unflatten(0, shape[0][:2]) if shape else value)
+            is_flat = bool(shape) and value.dim() == 2
+            changed = use(value.unflatten(0, shape[0][:2]) if is_flat else value)
             return None if changed is None else changed.reshape(value.shape).contiguous()
 
         def on_output(module: Any, args: Any, output: Any) -> Any:
@@ -311,7 +395,7 @@ class ChatModel:
             before = self._blocks[site.layer].register_forward_pre_hook(note_shape, with_kwargs=True)
             hooks.callback(before.remove)
         module = self.site_module(site)
-        if site.kind is SiteKind.NEURONS:
+        if site.kind in _READ_BEFORE:
             hooks.callback(module.register_forward_pre_hook(on_input).remove)
         else:
             hooks.callback(module.register_forward_hook(on_output).remove)
@@ -338,104 +422,22 @@ class ChatModel:
     # Checks ----------------------------------------------------------------------------------------------------------
 
     def check_sites(self) -> None:
-        """Run one short prompt forward and backward and raise if a site is not what it should be.
+        """Raise if a site is not what it should be (`refusal.model_checks`).
 
         Raises:
-            InputError: A site's value has another shape than `[batch, pos, d_model]`, or editing it leaves the logits
-                as they are.
+            InputError: A site has another shape than it should, or editing it leaves the logits as they are.
         """
-        sites = self.sites()
-        ids = torch.arange(_PROBE_TOKENS, device=self.device)[None] % self.vocab_size
-        shifts = {site: torch.zeros(self.d_model, device=self.device, requires_grad=True) for site in sites}
-        acts: dict[Site, Tensor] = {}
-
-        def shift(site: Site) -> SiteUse:
-            """Return what records a site's value and adds its shift."""
-
-            def use(value: Tensor) -> Tensor:
-                """Check the shape, record the value and add the shift, so that gradients show what the site does."""
-                acts[site] = value.detach().clone()
-                self._require(value.shape == (*ids.shape, self.d_model), site, f"its shape is {tuple(value.shape)}")
-                return value + shifts[site].to(value)
-
-            return use
-
-        with torch.enable_grad(), ExitStack() as stack:
-            for site in sites:
-                stack.enter_context(self.on_site(site, shift(site)))
-            logits = self.model(input_ids=ids, use_cache=False).logits[0, -1].float()
-            weights = torch.randn(len(logits), generator=torch.Generator().manual_seed(0)).to(logits)
-            gradients = torch.autograd.grad((logits * weights).sum(), list(shifts.values()), allow_unused=True)
-        for site, gradient in zip(sites, gradients, strict=True):
-            self._require(gradient is not None and bool(gradient.any()), site, "editing it leaves the logits unchanged")
-        self._note_remainder(acts)
-
-    def _require(self, holds: bool, site: Site, found: str) -> None:
-        if not holds:
-            raise InputError(
-                f"models: {self.name}: {site} is not found where the family {self.family.name!r} keeps it: {found}; a "
-                f"site is [batch, pos, {self.d_model}] and reaches the logits; add a row to FAMILIES in "
-                "src/refusal/models.py for this architecture"
-            )
-
-    def _note_remainder(self, acts: dict[Site, Float[Tensor, "batch pos d_model"]]) -> None:
-        """Say so where a block's output is not its input + attention + MLP."""
-        worst = 0.0
-        for layer in range(1, self.n_layers):
-            before, *terms, after = (
-                acts[site].float()
-                for site in (
-                    Site(SiteKind.RESIDUALS, layer - 1),
-                    Site(SiteKind.ATTENTION, layer),
-                    Site(SiteKind.MLP, layer),
-                    Site(SiteKind.RESIDUALS, layer),
-                )
-            )
-            written = after - before
-            worst = max(worst, float((sum(terms) - written).norm() / written.norm().clamp_min(1e-30)))
-        if worst > (1e-3 if self.dtype == torch.float32 else 0.1):
-            self.add_notice(
-                f"a block's output is not its input + attention + MLP (off by up to {worst:.0%} of what is written): "
-                "attention and MLP sites are scaled or normed before they reach the residual stream"
-            )
+        model_checks.check_sites(self)
 
     @cached_property
     def masks_per_query(self) -> bool:
-        """Whether attention obeys a mask of its own for each query, `[batch, 1, query, key]`; tried, not assumed.
-
-        Two variants of a prompt's last token run side by side, each masked from the other, and as two prompts. Models
-        with ALiBi, for example, need the plain mask.
-        """
+        """Whether attention obeys a mask of its own for each query, `[batch, 1, query, key]`; tried, not assumed."""
         if getattr(self._text_config, "_attn_implementation", None) not in ("eager", "sdpa"):
             return False
-        ids = torch.arange(_PROBE_TOKENS, device=self.device) % self.vocab_size
-        positions = torch.arange(_PROBE_TOKENS, device=self.device).clamp_max(_PROBE_TOKENS - 2)
-        allowed = torch.ones(_PROBE_TOKENS, _PROBE_TOKENS, device=self.device).tril().bool()
-        allowed[-1, -2] = False
-        alone = torch.cat([ids[:-2], ids[-1:]])
-        with torch.no_grad():
-            wanted = self.model(input_ids=alone[None], use_cache=False).logits[0, -1].float()
-            try:
-                found = self.model(
-                    input_ids=ids[None],
-                    attention_mask=additive_mask(allowed[None], self.dtype),
-                    position_ids=positions[None],
-                    use_cache=False,
-                ).logits[0, -1]
-            except (ValueError, RuntimeError, IndexError, TypeError) as error:
-                log.info("%s: takes no mask per query (%s)", self.name, error)
-                return False
-        tolerance = 1e-4 if self.dtype == torch.float32 else 0.05
-        return bool((found.float() - wanted).norm() <= tolerance * wanted.norm())
+        return model_checks.masks_per_query(self)
 
     def add_notice(self, text: str) -> None:
         """Keep a sentence that the result files will show, and log it once."""
         if text not in self.notices:
             self.notices.append(text)
             log.warning("%s: %s", self.name, text)
-
-
-def additive_mask(allowed: Bool[Tensor, "batch query key"], dtype: torch.dtype) -> Float[Tensor, "batch 1 query key"]:
-    """Return what attention adds to its scores: 0 where a query may look, the most negative number elsewhere."""
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return mask.masked_fill_(~allowed, torch.finfo(dtype).min).unsqueeze(1)

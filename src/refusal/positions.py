@@ -18,10 +18,10 @@ Files are mapped, not loaded: only the rows asked for are held in memory. The st
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal.sites import Site
+from refusal.untrusted import safetensors_header
 
 _NUMPY_OF = {"F32": np.float32, "F16": np.float16, "BF16": np.int16, "F64": np.float64}
 """What NumPy reads each dtype of safetensors as; it has no bfloat16, whose bits are kept."""
@@ -64,6 +65,33 @@ class Positions:
         """Return them under their names on disk."""
         named = {f"positions/{site}": acts.contiguous() for site, acts in self.acts.items()}
         return named | {"positions/prompt": self.prompt.to(torch.int32), "positions/token": self.token.to(torch.int32)}
+
+
+At = Literal["readout", "mean"] | int
+"""Where a kept vector is from: the readout position, the mean over a prompt's own positions up to and with the readout
+position, or a position counted from the prompt's end (-2 is the one before the readout position)."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What is kept of a forward pass besides the readout position."""
+
+    offsets: tuple[int, ...] = ()
+    """Positions counted from the end of the prompt, each below -1."""
+    mean: bool = False
+    """Whether the mean over a prompt's own positions is."""
+    others: bool = False
+    """Whether each own position before the readout position is."""
+    first: int = 1
+    """The first own position: `first_own_position` of all prompts of the run."""
+
+    @property
+    def elsewhere(self) -> tuple[At, ...]:
+        """The kept vectors of which each prompt has one, besides the readout position's."""
+        return (*self.offsets, *(("mean",) if self.mean else ()))
+
+
+READOUT_ONLY = Keep()
 
 
 def first_own_position(token_ids: Sequence[Sequence[int]]) -> int:
@@ -144,11 +172,9 @@ class MappedRows:
 
 def _mapped(path: Path, name: str) -> tuple[np.ndarray, bool]:
     """Return a tensor of a safetensors file as an array on the file, and whether its numbers are bfloat16."""
-    with path.open("rb") as handle:
-        n_header = int.from_bytes(handle.read(8), "little")
-        entry = json.loads(handle.read(n_header))[name]
-    dtype, start = _NUMPY_OF[entry["dtype"]], 8 + n_header + entry["data_offsets"][0]
-    if 0 in entry["shape"]:  # an empty file region cannot be mapped
-        return np.empty(entry["shape"], dtype), entry["dtype"] == "BF16"
-    mapped = np.memmap(path, dtype, "r", start, tuple(entry["shape"]))
-    return np.asarray(mapped), entry["dtype"] == "BF16"
+    entry = safetensors_header(path)[name]
+    dtype = _NUMPY_OF[entry.dtype]
+    if 0 in entry.shape:  # an empty file region cannot be mapped
+        return np.empty(entry.shape, dtype), entry.dtype == "BF16"
+    mapped = np.memmap(path, dtype, "r", entry.start, entry.shape)
+    return np.asarray(mapped), entry.dtype == "BF16"

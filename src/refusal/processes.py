@@ -34,6 +34,14 @@ class Part:
         """Whether this process runs everything else too."""
         return self.rank == 0
 
+    def within(self, other: Part) -> Part:
+        """Return this part of another part.
+
+        >>> Part(1, 2).within(Part(2, 3))
+        Part(rank=5, size=6)
+        """
+        return Part(other.rank + other.size * self.rank, other.size * self.size)
+
 
 WHOLE = Part()
 """The part of a process that is alone."""

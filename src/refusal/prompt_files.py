@@ -17,13 +17,16 @@ from pathlib import Path
 
 from refusal import embedded
 from refusal.errors import InputError
+from refusal.untrusted import file_bytes
 
 EMBEDDED = "embedded"
 """The `dataset_dir` that means the prompts that ship with the package."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 _COLUMNS = ("prompt", "category")
 _MAX_PROMPT_CHARACTERS = 10_000_000
+_MAX_CATEGORY_CHARACTERS = 200
+_MAX_FILE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,11 @@ class Row:
 
 def _decode(path: Path) -> str:
     try:
-        content = path.read_bytes()
-    except OSError as error:
+        content = file_bytes(path, _MAX_FILE_BYTES)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"{path}: cannot be read ({error.strerror}); allowed is a readable CSV file; check its kind and permissions"
+            f"{path}: cannot be read ({reason}); allowed is a readable CSV file; check its kind and permissions"
         ) from error
     try:
         return content.decode("utf-8-sig")
@@ -88,6 +92,7 @@ def read_csv(path: Path) -> list[Row]:
         for fields in reader:
             if fields:
                 padded = _fields(fields, len(header), f"{path}:{line}")
+                _check_category(padded[at_category], f"{path}:{line}")
                 rows.append(Row(padded[at_prompt], padded[at_category]))
             line = reader.line_num + 1
     except csv.Error as error:
@@ -108,6 +113,14 @@ def _fields(fields: list[str], n_columns: int, where: str) -> list[str]:
             'prompts that hold commas or line breaks as "..."'
         )
     return [*fields, *[""] * (n_columns - len(fields))]
+
+
+def _check_category(category: str, where: str) -> None:
+    if len(category) > _MAX_CATEGORY_CHARACTERS:
+        raise InputError(
+            f"{where}: found a category of {len(category)} characters, {category[:40]!r}...; allowed are at most "
+            f"{_MAX_CATEGORY_CHARACTERS}; are the columns in the order of the header?"
+        )
 
 
 def read_hub(name: str, subset: str) -> list[Row] | None:

@@ -16,6 +16,7 @@ import difflib
 import hashlib
 import json
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -133,12 +134,15 @@ class Draw:
 
 
 def normalise_category(name: str) -> str:
-    """Return a category name in the one spelling used everywhere.
+    """Return a category name in the one spelling used everywhere, without what steers a terminal or a line of text.
 
     >>> normalise_category(" Self_Harm "), normalise_category("self  harm")
     ('self-harm', 'self-harm')
     """
-    return re.sub(r"[\s_-]+", "-", name.strip().lower()).strip("-")
+    # white space first: tabs and line breaks are control characters too
+    spaced = re.sub(r"\s", "-", name.lower())
+    shown = "".join(letter for letter in spaced if unicodedata.category(letter) not in ("Cc", "Cf", "Cs"))
+    return re.sub(r"[_-]+", "-", shown).strip("-")
 
 
 def prompt_id(source: PromptSource, category: str, text: str) -> str:

@@ -1,13 +1,16 @@
-"""What every JSON artefact has in common: frozen records, a schema id, and how a file is written and read."""
+"""What every JSON artefact has in common: frozen records, a schema id, and how a file is written and read.
+
+Beside its fields a file holds `checksum`, the SHA-256 of its content as compact JSON with sorted keys.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from refusal.artefacts import read_json, write_json
+from refusal.artefacts import CHECKSUM, read_sealed, write_sealed
 from refusal.errors import ArtefactError
 
 MAIN = "python run_circuit_analysis.py --config FILE"
@@ -30,23 +33,29 @@ class Artefact(Record):
     MADE_BY: ClassVar[str] = MAIN
     schema_id: str = Field(alias="schema", description="Schema and version, e.g. refusal-circuits/comparison/1.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_checksum(cls, content: Any) -> Any:
+        """Take the content of a file as it is; `load` has compared its checksum."""
+        return {key: content[key] for key in content if key != CHECKSUM} if isinstance(content, dict) else content
+
     @classmethod
     def build(cls: type[Loaded], **fields: Any) -> Loaded:
         """Return the artefact with its schema id filled in."""
         return cls(schema=cls.SCHEMA, **fields)
 
     def save(self, path: Path) -> None:
-        """Write the artefact atomically as JSON."""
-        write_json(path, self.model_dump(mode="json", by_alias=True))
+        """Write the artefact atomically as JSON, with a checksum of its content."""
+        write_sealed(path, self.model_dump(mode="json", by_alias=True))
 
     @classmethod
     def load(cls: type[Loaded], path: Path) -> Loaded:
         """Return the artefact at `path`.
 
         Raises:
-            ArtefactError: The file is missing, no JSON, of another schema or not complete.
+            ArtefactError: The file is missing, no JSON, changed since it was written, of another schema or incomplete.
         """
-        content = read_json(path, cls.MADE_BY)
+        content = read_sealed(path, cls.MADE_BY)
         found = content.get("schema") if isinstance(content, dict) else None
         if found != cls.SCHEMA:
             raise ArtefactError(

@@ -11,6 +11,16 @@ from pathlib import Path
 MIB = 1 << 20
 LEAST_FREE = 64 * MIB
 """Bytes of free disk below which no run starts: it could not even write its small files."""
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
+"""What torch says on CUDA and MPS, on the CPU, and in cuBLAS when memory runs out (lower case)."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, whichever library raised it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(phrase in said for phrase in OUT_OF_MEMORY)
 
 
 def human_bytes(n_bytes: int) -> str:

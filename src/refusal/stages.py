@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from refusal.artefacts import ResultPaths, read_json, sha256_file, write_json
+from refusal.artefacts import ResultPaths, read_sealed, sha256_file, write_json, write_sealed
 from refusal.config import Config, Stage, chosen, plain
 from refusal.errors import ArtefactError, InputError
 from refusal.labels import VERSION
@@ -126,11 +126,14 @@ class Pipeline:
     def _record(self, unit: Unit) -> dict[str, Any] | None:
         """Return what a unit left when it was done; None if it left nothing that can be read."""
         try:
-            record = read_json(self.paths.stage_record(unit.stage, unit.model), "")
+            record = read_sealed(self.paths.stage_record(unit.stage, unit.model), "")
         except ArtefactError:
             return None
         has_all = isinstance(record, dict) and {"fingerprint", "outputs", "version"} <= set(record)
-        return record if has_all and record.get("schema") == SCHEMA else None
+        if not has_all or record.get("schema") != SCHEMA or record.get("model") != unit.model:
+            return None
+        stays = all(not PurePosixPath(name).is_absolute() and ".." not in name.split("/") for name in record["outputs"])
+        return record if stays else None
 
     def _fingerprint(self, unit: Unit) -> dict[str, dict[str, Any]]:
         outputs = {}
@@ -181,6 +184,34 @@ class Pipeline:
         if failed:
             raise self._together(list(failed.values()))
 
+    def run_part(self, stage: Stage, work: Callable[[str], None]) -> None:
+        """Do a part of a stage for each model of which it is not up to date; no record is written, nor a manifest.
+
+        Args:
+            stage: The stage.
+            work: Does the part for a model.
+
+        Raises:
+            InputError: A unit's input is wrong.
+            ArtefactError: A unit needs another that is not up to date.
+        """
+        failed: list[InputError | ArtefactError] = []
+        for unit in self.units:
+            if unit.stage is not stage or unit.model is None:
+                continue
+            state = self.state(unit)
+            if state.is_up_to_date:
+                log.info("%s: up to date", unit.name)
+                continue
+            try:
+                self._require_needs(unit)
+                log.info("%s: running a part (%s)", unit.name, state.reason)
+                work(unit.model)
+            except (InputError, ArtefactError) as error:
+                failed.append(error)
+        if failed:
+            raise self._together(failed)
+
     def _together(self, errors: Sequence[InputError | ArtefactError]) -> InputError | ArtefactError:
         if len(self.config.models) == 1:
             return errors[0]
@@ -193,6 +224,17 @@ class Pipeline:
         if state.is_up_to_date:
             log.info("%s: up to date", unit.name)
             return
+        self._require_needs(unit)
+        log.info("%s: running (%s)", unit.name, state.reason)
+        if self._is_forced(unit):
+            self._discard(unit)
+        self.paths.stage_record(unit.stage, unit.model).unlink(missing_ok=True)
+        record = self._execute(unit)
+        write_sealed(self.paths.stage_record(unit.stage, unit.model), record)
+        self._done.add((unit.stage, unit.model))
+        log.info("%s: done in %.1f s", unit.name, record["seconds"])
+
+    def _require_needs(self, unit: Unit) -> None:
         for needed in unit.needs:
             found = self.state(needed)
             if not found.is_up_to_date:
@@ -200,14 +242,6 @@ class Pipeline:
                     f"{self.paths.root}: {unit.name} needs {needed.name}, which is not ready ({found.reason}); "
                     f"first run: {_command(needed.stage)}"
                 )
-        log.info("%s: running (%s)", unit.name, state.reason)
-        if self._is_forced(unit):
-            self._discard(unit)
-        self.paths.stage_record(unit.stage, unit.model).unlink(missing_ok=True)
-        record = self._execute(unit)
-        write_json(self.paths.stage_record(unit.stage, unit.model), record)
-        self._done.add((unit.stage, unit.model))
-        log.info("%s: done in %.1f s", unit.name, record["seconds"])
 
     def _discard(self, unit: Unit) -> None:
         """Remove what a unit has written, so that nothing of it is taken up again."""

@@ -1,14 +1,16 @@
 """How activations lie on disk: shards of prompts, each a safetensors file with a JSON row file, and an index.
 
 ```
-activations/MODEL/shard-00000.safetensors   readout/SITE [prompt, d_model], first_token/{ids,logits,logsumexp}
+activations/MODEL/shard-00000.safetensors   readout/SITE [prompt, width], first_token/{ids,logits,logsumexp},
+                                            mean/SITE and -2/SITE ... where means or offsets from the end are kept
 activations/MODEL/shard-00000.json          plan, prompt ids, responses, checksum: written last, so it says "complete"
 activations/MODEL/index.json                sites, dtype, shapes, every shard's prompt ids and checksum
-activations/MODEL/positions-00000.safetensors   where SAEs train on all positions: those before the readout position
+activations/MODEL/positions-00000.safetensors   where all positions are kept: those before the readout position
 ```
 
 Shards are written as they come, so memory does not grow with the number of prompts and a killed run goes on at the last
-complete shard. Rows carry prompt ids: nothing depends on order. A shard is believed only when its checksum fits.
+complete shard. Rows carry prompt ids: nothing depends on order. A shard is believed only when its checksum fits, and
+the files that hold checksums hold one of themselves.
 What a file of positions holds is in `refusal.positions`. This module does not know models or labels.
 """
 
@@ -16,9 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -29,10 +31,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from refusal.artefacts import atomic_write, read_json, sha256_file, write_json
+from refusal.artefacts import atomic_write, read_sealed, sha256_file, write_sealed
+from refusal.batches import TokenCount
 from refusal.errors import ArtefactError
-from refusal.positions import MappedRows, PositionIndex, Positions
-from refusal.sites import Site
+from refusal.positions import At, MappedRows, PositionIndex, Positions
+from refusal.sites import STREAM_KINDS, Site
 
 SCHEMA = "refusal-circuits/activations/1"
 MADE_BY = "python src/run_inference.py --config FILE"
@@ -77,10 +80,14 @@ class Shard:
     """Some prompts' activations and answers; rows of all parts follow `answers`."""
 
     answers: tuple[Answer, ...]
-    readout: dict[Site, Float[Tensor, "prompt d_model"]]
+    readout: dict[Site, Float[Tensor, "prompt width"]]
     first_token: TopLogits
     positions: Positions | None = None
     """Positions before the readout position, where they are kept."""
+    elsewhere: Mapping[At, dict[Site, Float[Tensor, "prompt width"]]] = field(default_factory=dict)
+    """Offsets from the end and means, where they are kept."""
+    tokens: TokenCount = field(default_factory=TokenCount)
+    """Tokens of the prompts, with and without padding."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +107,13 @@ class ActivationWriter:
         folder: Where they go.
         plan: Whatever decides the content of shards (prompts, model, sites ...), as a string. Shards that were written
             under another plan are not complete.
+        prefix: Tokens that were moved from the answers into the prompts, noted in each shard (`noted_prefix`).
     """
 
-    def __init__(self, folder: Path, plan: str) -> None:
+    def __init__(self, folder: Path, plan: str, prefix: Sequence[int] = ()) -> None:
         self.folder = folder
         self.plan = plan
+        self.prefix = tuple(prefix)
 
     def is_complete(self, index: int) -> bool:
         """Return whether a shard was written whole under this plan."""
@@ -112,7 +121,7 @@ class ActivationWriter:
         if not rows.exists() or not tensors.exists():
             return False
         try:
-            content = read_json(rows, MADE_BY)
+            content = read_sealed(rows, MADE_BY)
         except ArtefactError:  # damaged: to be captured again
             return False
         if not isinstance(content, dict) or content.get("schema") != SCHEMA or content.get("plan") != self.plan:
@@ -125,7 +134,8 @@ class ActivationWriter:
     def write(self, index: int, shard: Shard) -> None:
         """Write one shard; it is complete when this returns, and not before."""
         rows, path = _shard_paths(self.folder, index)
-        tensors = {f"readout/{site}": acts.contiguous() for site, acts in shard.readout.items()}
+        places: dict[At, dict[Site, Tensor]] = {"readout": shard.readout, **shard.elsewhere}
+        tensors = {_key(at, site): acts.contiguous() for at in places for site, acts in places[at].items()}
         top = shard.first_token
         tensors |= {"first_token/ids": top.ids.to(torch.int32), "first_token/logits": top.logits.contiguous()}
         tensors["first_token/logsumexp"] = top.logsumexp
@@ -135,25 +145,31 @@ class ActivationWriter:
             "plan": self.plan,
             "sha256": _save(path, tensors),
             "answers": [vars(answer) for answer in shard.answers],
+            "answer_prefix": list(self.prefix),
+            "tokens": vars(shard.tokens),
         }
         positions = _positions_path(self.folder, index)
         if shard.positions is None:
             positions.unlink(missing_ok=True)
         else:
             content["positions_sha256"] = _save(positions, shard.positions.tensors())
-        write_json(rows, content)
+        write_sealed(rows, content)
 
-    def finish(self, n_shards: int, source: Source | None = None) -> None:
-        """Write the index over all shards and remove shards of an earlier, longer run."""
-        shards, sites, dtype, d_model = [], [], "", 0
+    def finish(self, n_shards: int, source: Source | None = None, extra_sites: Collection[Site] = ()) -> TokenCount:
+        """Write the index over all shards and remove shards of an earlier, longer run; return the tokens of all.
+
+        Args:
+            n_shards: Shards of the run, each of which is complete.
+            source: Where the activations come from.
+            extra_sites: Sites that were kept besides those that are studied.
+        """
+        shards: list[dict[str, Any]] = []
+        held, count = _Held("", {}, ()), TokenCount()
         for index in range(n_shards):
             rows, path = _shard_paths(self.folder, index)
-            content = read_json(rows, MADE_BY)
-            with safe_open(path, "pt") as handle:
-                names = [key.removeprefix("readout/") for key in handle.keys() if key.startswith("readout/")]  # noqa: SIM118
-                sites = sorted(Site.parse(name) for name in names)
-                first = handle.get_slice(f"readout/{sites[0]}")
-                dtype, d_model = first.get_dtype(), first.get_shape()[1]
+            content = read_sealed(rows, MADE_BY)
+            held = _held(path)
+            count += TokenCount(**content.get("tokens", {}))
             shard = {
                 "file": path.name,
                 "sha256": content["sha256"],
@@ -168,17 +184,64 @@ class ActivationWriter:
         index_content = {
             "schema": SCHEMA,
             "position": "readout",
-            "sites": [str(site) for site in sites],
-            "dtype": dtype,
-            "d_model": d_model,
+            "sites": [str(site) for site in sorted(held.widths) if site not in extra_sites],
+            "extra_sites": [str(site) for site in sorted(extra_sites)],
+            "elsewhere": list(held.elsewhere),
+            "dtype": held.dtype,
+            "d_model": next((width for site, width in held.widths.items() if site.kind in STREAM_KINDS), 0),
+            "widths": {str(site): width for site, width in sorted(held.widths.items())},
             "n_prompts": sum(len(shard["prompt_ids"]) for shard in shards),
             "source": None if source is None else vars(source),
+            "tokens": vars(count),
             "shards": shards,
         }
-        write_json(self.folder / "index.json", index_content)
+        write_sealed(self.folder / "index.json", index_content)
         for stale in sorted([*self.folder.glob("shard-*"), *self.folder.glob("positions-*")]):
             if int(stale.stem.rpartition("-")[2]) >= n_shards:
                 stale.unlink()
+        return count
+
+
+def noted_prefix(folder: Path) -> tuple[int, ...]:
+    """Return the tokens that were moved from the answers into the prompts, as the shards of a folder say; else none."""
+    for path in sorted(folder.glob("shard-*.json")):
+        try:
+            content = read_sealed(path, MADE_BY)
+        except ArtefactError:  # damaged: another may be whole
+            continue
+        if isinstance(content, dict) and isinstance(content.get("answer_prefix"), list):
+            return tuple(content["answer_prefix"])
+    return ()
+
+
+def _key(at: At, site: Site) -> str:
+    return f"{at}/{site}"
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a shard holds."""
+
+    dtype: str
+    widths: dict[Site, int]
+    elsewhere: tuple[At, ...]
+
+
+def _held(path: Path) -> _Held:
+    """Return what the header of a shard says."""
+    widths: dict[Site, int] = {}
+    elsewhere: dict[At, None] = {}
+    dtype = ""
+    with safe_open(path, "pt") as handle:
+        for key in handle.keys():  # noqa: SIM118
+            place, _, name = key.partition("/")
+            if place == "first_token":
+                continue
+            part = handle.get_slice(key)
+            dtype, widths[Site.parse(name)] = part.get_dtype(), part.get_shape()[1]
+            if place != "readout":
+                elsewhere["mean" if place == "mean" else int(place)] = None
+    return _Held(dtype, widths, tuple(sorted(elsewhere, key=str)))
 
 
 def _shard_paths(folder: Path, index: int) -> tuple[Path, Path]:
@@ -207,18 +270,33 @@ class ActivationStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._index: dict[str, Any] = read_json(folder / "index.json", MADE_BY)
-        if self._index.get("schema") != SCHEMA:
+        self._index: dict[str, Any] = read_sealed(folder / "index.json", MADE_BY)
+        found = self._index.get("schema") if isinstance(self._index, dict) else None
+        if found != SCHEMA:
             raise ArtefactError(
-                f"{folder / 'index.json'}: schema: found {self._index.get('schema')!r}; this version reads {SCHEMA!r}; "
+                f"{folder / 'index.json'}: schema: found {found!r}; this version reads {SCHEMA!r}; "
                 f"make it anew with: {MADE_BY}"
             )
         self._believed: set[str] = set()
 
     @property
     def sites(self) -> list[Site]:
-        """Captured sites in order of depth."""
+        """Sites of `activation_layers`, which are studied, in order of depth."""
         return [Site.parse(name) for name in self._index["sites"]]
+
+    @property
+    def all_sites(self) -> list[Site]:
+        """All captured sites, those of `capture.sites` too, in order of depth."""
+        return sorted([*self.sites, *(Site.parse(name) for name in self._index.get("extra_sites", ()))])
+
+    @property
+    def elsewhere(self) -> tuple[At, ...]:
+        """What is held of each prompt besides the readout position: offsets from its end, or its mean."""
+        return tuple(self._index.get("elsewhere", ()))
+
+    def width(self, site: Site) -> int:
+        """Return the width of a captured site: d_model, or n_heads * d_head of heads."""
+        return int(self._index.get("widths", {}).get(str(site), self.d_model))
 
     @property
     def d_model(self) -> int:
@@ -279,23 +357,26 @@ class ActivationStore:
             )
         return [self._verified(shard["positions_file"], shard["positions_sha256"]) for shard in self._index["shards"]]
 
-    def readout(self, site: Site, prompt_ids: Sequence[str] | None = None) -> Float[Tensor, "prompt d_model"]:
-        """Return activations at the readout position as float32; only the rows asked for are held in memory.
+    def readout(
+        self, site: Site, prompt_ids: Sequence[str] | None = None, *, at: At = "readout"
+    ) -> Float[Tensor, "prompt width"]:
+        """Return one vector of each prompt as float32; only the rows asked for are held in memory.
 
         Args:
             site: A captured site.
             prompt_ids: Which prompts, in this order; None for all in the order of `prompt_ids`.
+            at: The readout position; one of `elsewhere` where such are kept.
 
         Raises:
-            ArtefactError: The site or a prompt was not captured, or a shard is damaged.
+            ArtefactError: The site, the position or a prompt was not captured, or a shard is damaged.
         """
         wanted = self.prompt_ids if prompt_ids is None else list(prompt_ids)
         self._require_ids(wanted)
-        acts = torch.empty(len(wanted), self.d_model)
+        acts = torch.empty(len(wanted), self.width(site))
         places: dict[str, list[int]] = {}
         for place, prompt_id in enumerate(wanted):
             places.setdefault(prompt_id, []).append(place)
-        for ids, of_shard in self.iter_readout(site, wanted):
+        for ids, of_shard in self.iter_readout(site, wanted, at=at):
             rows = [(row, place) for row, prompt_id in enumerate(ids) for place in places.get(prompt_id, ())]
             if rows:
                 from_rows, to_places = zip(*rows, strict=True)
@@ -303,41 +384,50 @@ class ActivationStore:
         return acts
 
     def iter_readout(
-        self, site: Site, prompt_ids: Sequence[str] | None = None
-    ) -> Iterator[tuple[list[str], Float[Tensor, "prompt d_model"]]]:
-        """Yield the prompt ids and float32 activations of one shard after another.
+        self, site: Site, prompt_ids: Sequence[str] | None = None, *, at: At = "readout"
+    ) -> Iterator[tuple[list[str], Float[Tensor, "prompt width"]]]:
+        """Yield the prompt ids and float32 activations of one shard after another, one of them in memory at a time.
 
         Args:
             site: A captured site.
             prompt_ids: Skip shards that hold none of these; None for all shards.
+            at: As for `readout`.
         """
         self._require_site(site)
+        if at not in ("readout", *self.elsewhere):
+            kept = ", ".join(map(str, ("readout", *self.elsewhere)))
+            raise ArtefactError(
+                f"{self.folder}: no activations at {at}; kept are {kept}; add it to capture.positions and run: "
+                f"{MADE_BY}"
+            )
         wanted = None if prompt_ids is None else set(prompt_ids)
         for ids, handle in self._shards(wanted):
-            yield ids, handle.get_tensor(f"readout/{site}").float()
+            yield ids, handle.get_tensor(_key(at, site)).float()
 
     def first_token(self) -> TopLogits:
         """Return the largest first-token logits of all prompts."""
-        parts = []
-        for _, handle in self._shards():
+        return TopLogits.cat([top for _, top in self.iter_first_token()])
+
+    def iter_first_token(self) -> Iterator[tuple[list[str], TopLogits]]:
+        """Yield the prompt ids and the largest first-token logits of one shard after another."""
+        for prompt_ids, handle in self._shards():
             ids, logits, total = (handle.get_tensor(f"first_token/{key}") for key in ("ids", "logits", "logsumexp"))
-            parts.append(TopLogits(ids.long(), logits, total))
-        return TopLogits.cat(parts)
+            yield prompt_ids, TopLogits(ids.long(), logits, total)
 
     def answers(self) -> list[Answer]:
         """Return what the model answered, in the order of `prompt_ids`."""
         found = []
         for shard in self._index["shards"]:
             rows = self._verified(shard["rows_file"], shard["rows_sha256"])
-            found += [Answer(**answer) for answer in read_json(rows, MADE_BY)["answers"]]
+            found += [Answer(**answer) for answer in read_sealed(rows, MADE_BY)["answers"]]
         return found
 
     def _require_site(self, site: Site) -> None:
-        if site not in self.sites:
-            have = ", ".join(map(str, self.sites))
+        if site not in self.all_sites:
+            have = ", ".join(map(str, self.all_sites))
             raise ArtefactError(
-                f"{self.folder}: no activations of {site}; captured are {have}; add it to activation_layers and run: "
-                f"{MADE_BY}"
+                f"{self.folder}: no activations of {site}; captured are {have}; add it to activation_layers or "
+                f"capture.sites and run: {MADE_BY}"
             )
 
     def _require_ids(self, prompt_ids: Sequence[str]) -> None:
@@ -362,7 +452,7 @@ class ActivationStore:
 
     def _verified(self, name: str, checksum: str) -> Path:
         """Return the path of a file that is there and as it was written; each file is read for this once."""
-        path = self.folder / name
+        path = self.folder / Path(name).name
         if not path.exists():
             raise ArtefactError(f"{path}: not found, though the index names it; run: {MADE_BY}")
         if name not in self._believed and sha256_file(path) != checksum:

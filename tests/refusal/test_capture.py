@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import PROMPTS
 
-from refusal.capture import batch_size_for, capture, check_finite, in_batches
+from refusal.capture import capture, check_finite
 from refusal.errors import InputError
 from refusal.sites import Site, SiteKind
 
@@ -71,6 +71,33 @@ def test_a_prompt_does_not_feel_that_its_batch_mates_answers_end_early(tiny_mode
             torch.testing.assert_close(alone.readout[site][0], together.readout[site][row], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "bloom"])
+def test_answers_that_have_ended_leave_the_batch_and_the_others_stay_as_they_are(tiny_model, monkeypatch, family):
+    model = tiny_model(family)
+    token_ids = model.tokenize(PROMPTS)
+    monkeypatch.setitem(model.__dict__, "eos_token_ids", frozenset())
+    endless = capture(model, token_ids, [], max_new_tokens=12)
+    # the answers of prompts 0, 1 and 3 end with the first token, the third, the third
+    stops = {endless.answers[0][0], endless.answers[1][2], endless.answers[3][2]}
+    monkeypatch.setitem(model.__dict__, "eos_token_ids", frozenset(stops))
+    widths = []
+    forward = model.model.forward
+
+    def watched(*args, **kwargs):
+        widths.append(len(kwargs["input_ids"]))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model.model, "forward", watched)
+    found = capture(model, token_ids, [], max_new_tokens=12)
+    for answer, full, ended in zip(found.answers, endless.answers, found.ended, strict=True):
+        first = next((place for place, token in enumerate(full) if token in stops), len(full))
+        assert answer == full[:first]
+        assert ended == (first < len(full))
+    assert widths[0] == len(PROMPTS)
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] <= len(PROMPTS) / 2 or len(widths) < 12
+
+
 def test_capture_when_an_answer_ends_at_once_is_empty_and_ended(tiny_model, monkeypatch):
     model = tiny_model("llama")
     token_ids = model.tokenize(PROMPTS)
@@ -80,46 +107,6 @@ def test_capture_when_an_answer_ends_at_once_is_empty_and_ended(tiny_model, monk
     for row, token in enumerate(first):
         assert (found.answers[row] == []) == (token == first[0])
     assert found.ended[0]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("MPS backend out of memory"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    ],
-)
-def test_batches_when_memory_runs_out_are_halved_and_nothing_is_lost(error):
-    tried = []
-
-    def run(rows):
-        tried.append(len(rows))
-        if len(rows) > 2:
-            raise error
-        return list(rows)
-
-    results, size = in_batches(9, 8, run)
-    assert [row for part in results for row in part] == list(range(9))
-    assert size == 2
-    assert tried == [8, 4, 2, 2, 2, 2, 1]
-
-
-def test_batches_when_one_prompt_does_not_fit_say_what_to_do():
-    def run(rows):
-        raise RuntimeError("out of memory")
-
-    with pytest.raises(InputError, match="single prompt"):
-        in_batches(3, 2, run)
-
-
-def test_batches_do_not_hide_other_errors():
-    def run(rows):
-        raise RuntimeError("shape mismatch")
-
-    with pytest.raises(RuntimeError, match="shape"):
-        in_batches(3, 2, run)
 
 
 def test_activations_that_are_not_finite_name_the_site_and_the_prompt(tiny_model):
@@ -136,9 +123,3 @@ def test_logits_that_are_not_finite_are_told_when_no_site_shows_it(tiny_model):
     found.first_token.logsumexp[4] = float("inf")
     with pytest.raises(InputError, match=r"1 prompts at the logits are not finite \(e.g. p4\).*dtype: float32"):
         check_finite(found, ["p0", "p1", "p2", "p3", "p4"], model)
-
-
-def test_batch_size_auto_follows_the_longest_prompt():
-    assert batch_size_for([[1] * 10], "auto") == 256
-    assert batch_size_for([[1] * 1000], "auto") == 16
-    assert batch_size_for([[1] * 1000], 3) == 3

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import threading
 
 import pytest
 import torch
@@ -13,9 +15,9 @@ from refusal.artefacts import ResultPaths
 from refusal.capture import capture
 from refusal.config import load
 from refusal.errors import InputError
-from refusal.inference import draw_prompts, require_room, run_inference
+from refusal.inference import draw_prompts, run_inference, that_fit
 from refusal.models import ChatModel
-from refusal.prompts import DatasetLabel, Prompt, PromptSource
+from refusal.prompts import DatasetLabel, Draw, Prompt, PromptSource
 from refusal.schemas import EvaluationResults, ModelOutputs, RefusalLabels
 from refusal.sites import Site
 from refusal.store import ActivationStore, ActivationWriter
@@ -120,6 +122,54 @@ def test_a_run_killed_anywhere_ends_with_the_same_bytes(
     assert files_under(paths.root) == files_under(undisturbed.root)
 
 
+def test_a_shard_is_written_while_the_next_is_computed(config, undisturbed, tmp_path, monkeypatch):
+    write = ActivationWriter.write
+    captured = [threading.Event() for _ in range(4)]
+    still = iter(captured)
+
+    def note_capture(*arguments):
+        next(still).set()
+        return capture(*arguments)
+
+    def write_when_the_next_was_begun(self, index, shard):
+        assert index == 3 or captured[index + 1].wait(timeout=20)
+        write(self, index, shard)
+
+    monkeypatch.setattr(inference, "capture", note_capture)
+    monkeypatch.setattr(inference, "shared_answer_prefix", lambda *rest: ())
+    monkeypatch.setattr(ActivationWriter, "write", write_when_the_next_was_begun)
+    paths = ResultPaths(tmp_path / "slow disk")
+    run_inference(config, MODEL, paths)
+    assert files_under(paths.root) == files_under(undisturbed.root)
+
+
+def test_a_full_disk_stops_the_run_with_what_was_complete(config, undisturbed, tmp_path, monkeypatch):
+    write = ActivationWriter.write
+
+    def write_until_full(self, index, shard):
+        if index == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, index, shard)
+
+    paths = ResultPaths(tmp_path / "full")
+    with monkeypatch.context() as patch:
+        patch.setattr(ActivationWriter, "write", write_until_full)
+        with pytest.raises(OSError, match="No space left"):
+            run_inference(config, MODEL, paths)
+    assert len(list(paths.activations(MODEL).glob("shard-*.json"))) == 2
+    run_inference(config, MODEL, paths)
+    assert files_under(paths.root) == files_under(undisturbed.root)
+
+
+def test_the_index_says_how_much_was_padding(config, undisturbed):
+    index = json.loads((undisturbed.activations(MODEL) / "index.json").read_text())
+    model = ChatModel.load(MODEL, device="cpu")
+    token_ids = model.tokenize([prompt.text for prompt in draw_prompts(config).prompts])
+    assert index["tokens"]["needed"] == sum(map(len, token_ids))
+    shards = [sorted(map(len, token_ids))[first : first + SHARD] for first in range(0, len(token_ids), SHARD)]
+    assert index["tokens"]["computed"] == sum(len(shard) * shard[-1] for shard in shards)
+
+
 def test_running_again_captures_nothing_and_changes_nothing(config, undisturbed, monkeypatch):
     before = files_under(undisturbed.root)
 
@@ -174,13 +224,23 @@ def test_a_changed_configuration_captures_anew_and_leaves_no_old_shard(config, u
     assert files_under(undisturbed.root) == files_under(fresh.root)
 
 
-def test_a_prompt_longer_than_the_context_is_told_with_its_tokens_and_the_limit():
+def test_prompts_longer_than_the_context_are_left_out_and_told():
     model = make_model("llama")  # 128 positions
-    prompts = [Prompt(f"p{row}", "", "privacy", DatasetLabel.SAFE, PromptSource.SAFE_80K) for row in range(3)]
-    require_room(model, prompts, [[5] * 100, [5] * 4, [5] * 100], 28)
-    said = r"2 prompts do not fit .*prompt p2 has 120 tokens and max_new_tokens is 28, the limit is 128 together"
-    with pytest.raises(InputError, match=said):
-        require_room(model, prompts, [[5] * 101, [5] * 4, [5] * 120], 28)
+    categories = ["privacy", "privacy", "violence"]
+    prompts = tuple(
+        Prompt(f"p{row}", "", category, DatasetLabel.SAFE, PromptSource.SAFE_80K)
+        for row, category in enumerate(categories)
+    )
+    drawn = Draw(prompts, ("before",))
+    assert that_fit(model, drawn, [[5] * 97, [5] * 4, [5] * 97], 28)[0] is drawn
+    kept, tokens = that_fit(model, drawn, [[5] * 98, [5] * 4, [5] * 97], 28)
+    assert [prompt.id for prompt in kept.prompts] == ["p1", "p2"]
+    assert [len(ids) for ids in tokens] == [4, 97]
+    said = "1 prompts do not fit the context of llama: prompt p0 has 98 tokens, max_new_tokens is 28, the limit is 128"
+    assert kept.notices[0] == "before"
+    assert kept.notices[1].startswith(said)
+    with pytest.raises(InputError, match=r"2 prompts do not fit .*p2 has 120 tokens.*; nothing is left of violence"):
+        that_fit(model, drawn, [[5] * 101, [5] * 4, [5] * 120], 28)
 
 
 def test_a_site_the_model_lacks_is_told_before_anything_runs(config, tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 def test_size_is_read_from_the_configuration_and_the_header_of_the_weights(folder):
     weights = (folder / "model.safetensors").stat().st_size
-    assert model_size(str(folder)) == ModelSize(n_layers=3, d_model=8, n_parameters=27, weight_bytes=weights)
+    assert model_size(str(folder)) == ModelSize(n_layers=3, d_model=8, n_parameters=27, weight_bytes=weights, d_heads=8)
 
 
 @pytest.mark.parametrize(

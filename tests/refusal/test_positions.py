@@ -5,17 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
-from tiny_models import PROMPTS
+from tiny_models import FAMILIES, PROMPTS, make_model
 
 from refusal import inference
 from refusal.artefacts import ResultPaths
-from refusal.capture import capture, check_finite
-from refusal.config import load
+from refusal.capture import Selector, capture, check_finite
+from refusal.config import CaptureConfig, SaeConfig, load
 from refusal.errors import ArtefactError, InputError
 from refusal.inference import draw_prompts, plan_shards, run_inference
+from refusal.interventions import record
 from refusal.models import ChatModel
-from refusal.positions import MappedRows, PositionIndex, Positions, count_rows, first_own_position
+from refusal.positions import READOUT_ONLY, Keep, MappedRows, PositionIndex, Positions, count_rows, first_own_position
 from refusal.schemas import RefusalLabels
 from refusal.sites import Site, SiteKind
 from refusal.store import ActivationStore, ActivationWriter
@@ -37,7 +39,7 @@ def test_captured_positions_are_those_of_a_plain_pass_without_padding_first_toke
     model = tiny_model(family)
     token_ids = model.tokenize(PROMPTS)  # of five lengths: all but one are padded
     sites = [site for site in model.sites() if site.kind is SiteKind.RESIDUALS][:-1]
-    found = capture(model, token_ids, sites, 4, first_position=1)
+    found = capture(model, token_ids, sites, 4, Keep(others=True))
     rows = [(prompt, token) for prompt, ids in enumerate(token_ids) for token in range(1, len(ids) - 1)]
     assert list(zip(found.positions.prompt.tolist(), found.positions.token.tolist(), strict=True)) == rows
     assert len(rows) == sum(count_rows(token_ids, 1))
@@ -49,10 +51,54 @@ def test_captured_positions_are_those_of_a_plain_pass_without_padding_first_toke
             torch.testing.assert_close(found.readout[site][prompt], plain[site][-1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_offsets_and_means_of_every_kind_of_site_are_those_of_each_prompt_alone(tiny_model, family):
+    model = tiny_model(family)
+    token_ids = model.tokenize(PROMPTS)
+    sites = sorted([*model.sites(), *model.head_sites()])
+    found = capture(model, token_ids, sites, 1, Keep(offsets=(-2, -4), mean=True, first=2))
+    assert found.positions is None
+    assert set(found.elsewhere) == {-2, -4, "mean"}
+    for prompt, ids in enumerate(token_ids):
+        with torch.no_grad(), record(model, sites, last_only=False) as plain:
+            model.model(input_ids=torch.tensor([ids]), use_cache=False)
+        for site in sites:
+            acts = plain[site][0]
+            for at, wanted in ((-2, acts[-2]), (-4, acts[-4]), ("mean", acts[2:].mean(0))):
+                torch.testing.assert_close(found.elsewhere[at][site][prompt], wanted, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found.readout[site][prompt], acts[-1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_mean_does_not_feel_what_padding_holds(tiny_model):
+    model = tiny_model("llama")
+    tokens = model.pad(model.tokenize(PROMPTS))
+    value = torch.randn(*tokens.input_ids.shape, 4)
+    value[~tokens.is_token] = float("nan")
+    kept = Selector(tokens, Keep(mean=True))(value)
+    own = [value[row][tokens.is_token[row]][1:].mean(0) for row in range(len(value))]
+    torch.testing.assert_close(kept.one_each[:, 1], torch.stack(own))
+
+
+def test_what_is_captured_has_the_dtype_of_the_model_and_its_values():
+    model = make_model("qwen3")
+    model.model.bfloat16()
+    ids = model.tokenize(PROMPTS[:1])
+    found = capture(model, ids, model.sites(), 1, Keep(offsets=(-2,), mean=True))
+    with torch.no_grad():
+        hidden = model.model(input_ids=torch.tensor(ids), output_hidden_states=True).hidden_states[1][0]
+    site = Site.parse("residuals_0")
+    assert found.readout[site].dtype == found.elsewhere["mean"][site].dtype == torch.bfloat16
+    assert torch.equal(found.readout[site][0], hidden[-1])
+    assert torch.equal(found.elsewhere[-2][site][0], hidden[-2])
+    assert torch.equal(found.elsewhere["mean"][site][0], hidden[1:].float().mean(0).bfloat16())
+
+
 def test_asking_for_positions_changes_nothing_else(tiny_model):
     model = tiny_model("llama")
     token_ids = model.tokenize(PROMPTS)
-    without, found = (capture(model, token_ids, model.sites(), 4, first) for first in (None, 2))
+    without, found = (
+        capture(model, token_ids, model.sites(), 4, keep) for keep in (READOUT_ONLY, Keep(others=True, first=2))
+    )
     assert without.positions is None
     assert without.answers == found.answers
     assert all(torch.equal(without.readout[site], found.readout[site]) for site in model.sites())
@@ -60,7 +106,7 @@ def test_asking_for_positions_changes_nothing_else(tiny_model):
 
 def test_a_position_that_is_not_finite_is_told_with_its_prompt(tiny_model):
     model = tiny_model("llama")
-    found = capture(model, model.tokenize(PROMPTS), model.sites(), 1, first_position=1)
+    found = capture(model, model.tokenize(PROMPTS), model.sites(), 1, Keep(others=True))
     row = int((found.positions.prompt == 1).nonzero()[0])
     found.positions.acts[Site.parse("mlp_1")][row, 0] = float("nan")
     with pytest.raises(InputError, match=r"1 prompts at mlp_1 are not finite \(e.g. p1\)"):
@@ -251,3 +297,56 @@ def test_reading_some_rows_holds_no_others(tmp_path):
     for array, _ in rows._maps:
         assert isinstance(array.base, np.memmap), "on the file, not a copy of it"
     assert rows.take(torch.arange(490, 510)).untyped_storage().nbytes() == 20 * 64 * 4
+
+
+def test_a_run_keeps_the_extra_sites_and_positions_that_it_is_asked_for(config, tmp_path):
+    capture_section = CaptureConfig(sites=("heads", "attention_1"), positions=("mean", -2, -1))
+    asked = config.model_copy(update={"capture": capture_section, "sae": SaeConfig()})
+    paths = ResultPaths(tmp_path / "extra")
+    run_inference(asked, MODEL, paths)
+    store = ActivationStore(paths.activations(MODEL))
+    model = ChatModel.load(MODEL)
+    assert [str(site) for site in store.sites] == SITES
+    heads = [Site(SiteKind.HEADS, layer) for layer in range(model.n_layers)]
+    assert store.all_sites == sorted([*store.sites, Site.parse("attention_1"), *heads])
+    assert set(store.elsewhere) == {-2, "mean"}
+    assert not store.has_positions
+    token_ids = tokens_of(asked, model, paths)
+    first = first_own_position(list(token_ids.values()))
+    for prompt_id in store.prompt_ids[::7]:
+        with torch.no_grad(), record(model, store.all_sites, last_only=False) as plain:
+            model.model(input_ids=torch.tensor([token_ids[prompt_id]]), use_cache=False)
+        for site in store.all_sites:
+            acts = plain[site][0]
+            assert store.width(site) == acts.shape[-1]
+            for at, wanted in (("readout", acts[-1]), (-2, acts[-2]), ("mean", acts[first:].mean(0))):
+                found = store.readout(site, [prompt_id], at=at)[0]
+                torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ArtefactError, match=r"no activations at -3; kept are readout, -2, mean; add it to capture"):
+        store.readout(store.sites[0], at=-3)
+
+
+def test_an_offset_before_the_beginning_of_a_prompt_names_the_prompt(config, tmp_path):
+    asked = config.model_copy(update={"capture": CaptureConfig(positions=(-500,)), "sae": SaeConfig()})
+    with pytest.raises(
+        InputError, match=r"capture\.positions: -500 is before the beginning of prompt .* allowed are -1"
+    ):
+        run_inference(asked, MODEL, ResultPaths(tmp_path / "short"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"sites": ["head_3"]}, "did you mean heads_3"),
+        ({"sites": ["neurons_1"]}, "allowed are residuals_N, mlp_N, attention_N and heads_N, or a kind alone"),
+        ({"sites": ["mpl"]}, "did you mean mlp"),
+        ({"positions": [0]}, "positions"),
+        ({"positions": "last"}, "positions"),
+        ({"positions": []}, "positions"),
+    ],
+)
+def test_wrong_capture_settings_are_told(tmp_path, given, said):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({"capture": given}))
+    with pytest.raises(InputError, match=said):
+        load(path)

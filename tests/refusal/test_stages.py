@@ -19,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refusal import run_lock, stages
-from refusal.artefacts import ResultPaths, write_json
+from refusal.artefacts import ResultPaths, atomic_write, this_host, write_sealed
 from refusal.config import Config, Stage
 from refusal.errors import ArtefactError, InputError
+from refusal.processes import Part
 from refusal.stages import Pipeline, Unit, collected_warnings, file_digest, result_folder
 
 
@@ -144,7 +145,7 @@ def test_another_code_version_runs_again(root):
     Job(root).run()
     job = Job(root)
     path = job.paths.stage_record(Stage.SAES, "a")
-    write_json(path, {**job.record(Stage.SAES), "version": 0})
+    write_sealed(path, {**job.record(Stage.SAES), "version": 0})
     assert job.why(Stage.SAES) == "made by another version"
 
 
@@ -394,12 +395,64 @@ def test_of_runs_that_find_a_dead_lock_only_one_gets_it(root):
     assert sorted(answers) == ["got it", "refused", "refused", "refused"]
 
 
-def test_what_a_killed_run_was_writing_is_removed(root):
-    (root / "circuits").mkdir(parents=True)
-    (root / "circuits" / ".77.partial.a.json").write_text("{")
-    (root / "circuits" / ".mine.partial.json").write_text("{")
+def test_what_a_killed_run_was_writing_is_removed_and_what_may_be_written_now_is_not(root):
+    folder = root / "circuits"
+    folder.mkdir(parents=True)
+    living, dead, own = os.getppid(), dead_process(), os.getpid()
+    stay = {f".{living}-{this_host()}.partial.a.json", f".{dead}-00000000.partial.a.json", ".mine.partial.json"}
+    go = {f".{dead}-{this_host()}.partial.a.json", f".{own}-{this_host()}.partial.a.json", ".5-11111111.partial.b.json"}
+    for name in (*stay, *go):
+        (folder / name).write_text("{")
+    os.utime(folder / ".5-11111111.partial.b.json", (0, 0))  # of another machine, long ago
+    with result_folder(root, shard=Part(0, 2)):
+        assert {path.name for path in folder.iterdir()} == stay | go, "a shard leaves other shards' files alone"
     with result_folder(root):
-        assert [path.name for path in (root / "circuits").iterdir()] == [".mine.partial.json"]
+        assert {path.name for path in folder.iterdir()} == stay
+
+
+def test_atomic_write_marks_its_partial_file_so_that_it_is_found(root):
+    with atomic_write(root / "a.json") as beside:
+        assert beside.name == f".{os.getpid()}-{this_host()}.partial.a.json"
+        beside.write_text("{}")
+
+
+def locked(root, shard=None):
+    with result_folder(root, shard=shard):
+        return True
+
+
+def test_other_shards_of_the_same_run_work_at_once_and_nothing_else_does(root):
+    with result_folder(root, shard=Part(0, 3)):
+        with result_folder(root, shard=Part(2, 3)):
+            assert locked(root, Part(1, 3))
+        with pytest.raises(InputError, match=r"in use by shard 1/3 \(.*\); wait for it"):
+            locked(root, Part(0, 3))
+        with pytest.raises(InputError, match=r"in use by shard 1/3 .*, beside which a whole run cannot work; .*delete"):
+            locked(root)
+        with pytest.raises(InputError, match=r"in use by shard 1/3 .*, beside which shard 2/4 cannot work"):
+            locked(root, Part(1, 4))
+    assert list(root.iterdir()) == []
+
+
+def test_beside_a_whole_run_no_shard_works(root):
+    with (
+        result_folder(root),
+        pytest.raises(InputError, match=r"in use by another run .*, beside which shard 1/2 cannot work"),
+    ):
+        locked(root, Part(0, 2))
+    assert list(root.iterdir()) == []
+
+
+def test_locks_of_shards_that_are_gone_keep_nothing_from_running(root):
+    root.mkdir()
+    for number in (1, 2):
+        (root / f".lock.shard-of-2-{number}").write_text(f"{socket.gethostname()} {dead_process()}")
+    assert locked(root, Part(0, 2))
+    assert locked(root)
+    assert list(root.iterdir()) == []
+    (root / ".lock.shard-of-2-1").write_text("elsewhere 1")
+    with pytest.raises(InputError, match=r"in use by shard 1/2 \(elsewhere 1\), beside which a whole run"):
+        locked(root)
 
 
 def test_a_folder_that_cannot_be_written_is_told(root):

@@ -7,7 +7,7 @@ import torch
 
 from refusal.errors import ArtefactError
 from refusal.sites import Site
-from refusal.store import ActivationStore, ActivationWriter, Answer, Shard, TopLogits
+from refusal.store import ActivationStore, ActivationWriter, Answer, Shard, TopLogits, noted_prefix
 
 SITES = [Site.parse("mlp_0"), Site.parse("residuals_0"), Site.parse("residuals_15"), Site.parse("mlp_15")]
 
@@ -95,7 +95,7 @@ def test_a_write_that_is_cut_off_leaves_no_complete_shard_and_no_rubbish(folder,
     def cut_off(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("refusal.store.write_json", cut_off)
+    monkeypatch.setattr("refusal.store.write_sealed", cut_off)
     writer = ActivationWriter(folder, plan="b")
     with pytest.raises(KeyboardInterrupt):
         writer.write(0, make_shard(0, 4))
@@ -149,6 +149,15 @@ def test_a_site_that_was_not_captured_is_told_with_those_that_were(folder):
 def test_a_store_that_is_not_there_names_the_command(tmp_path):
     with pytest.raises(ArtefactError, match="run_inference"):
         ActivationStore(tmp_path)
+
+
+def test_what_was_moved_into_the_prompts_is_noted_in_each_whole_shard(tmp_path):
+    assert noted_prefix(tmp_path) == ()
+    writer = ActivationWriter(tmp_path, plan="a", prefix=(29871, 5))
+    writer.write(0, make_shard(0, 4))
+    writer.write(1, make_shard(4, 3))
+    (tmp_path / "shard-00000.json").write_text("{")
+    assert noted_prefix(tmp_path) == (29871, 5)
 
 
 def test_finish_removes_shards_of_a_longer_run(folder):

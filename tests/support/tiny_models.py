@@ -52,11 +52,27 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, object]]] = {
         "Gemma3TextConfig",
         {**_GROUPED, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     ),
+    "gemma3_vision": (
+        "Gemma3Config",
+        {
+            "text_config": {
+                **_GROUPED,
+                "sliding_window": 6,
+                "layer_types": ["sliding_attention"] * 2 + ["full_attention"],
+            },
+            "vision_config": {
+                **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+                **{"image_size": 28, "patch_size": 14},
+            },
+            "mm_tokens_per_image": 4,
+        },
+    ),
     "mixtral": ("MixtralConfig", {**_GROUPED, "num_local_experts": 4}),
     "phi": ("PhiConfig", _COMMON),
     "opt": ("OPTConfig", {**_OPT, "ffn_dim": 48, "word_embed_proj_dim": 32}),
     "bloom": ("BloomConfig", {"vocab_size": len(WORDS), "hidden_size": 32, "n_layer": 3, "n_head": 4}),
     "falcon": ("FalconConfig", {**_COMMON, "new_decoder_architecture": False}),
+    "glm4": ("Glm4Config", {**_GROUPED, "head_dim": 16}),
 }
 FAMILIES = tuple(CONFIGURATIONS)
 

@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal.capture import batch_size_for, in_batches
 from refusal.directions.candidates import GroupSums, PromptActs
 from refusal.errors import InputError
 from refusal.models import ChatModel, SiteUse
@@ -112,7 +111,7 @@ def collect(
         sums.index_add_(0, group[chosen][is_grouped], values[is_grouped].double())
         acts[chosen] = values[:, -kept:, 1:].float()
 
-    in_batches(len(order), batch_size_for(token_ids, runs.batch_size), run)
+    runs.over([len(token_ids[row]) for row in order], run)
     counts = torch.bincount(group[group >= 0], minlength=n_groups)
     return Activations(
         GroupSums(sums[:, :, 1:], sums[:, :, 0], counts, positions),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from refusal.errors import InputError
+from refusal.untrusted import file_bytes
 
 TEXT_KEYS = ("text", "prompt", "instruction", "sentence", "statement")
 """What the text may be called."""
@@ -22,6 +23,8 @@ LABEL_KEY = "label"
 SHOWN = 5
 """Findings that a message lists."""
 _MAX_CHARACTERS = 1_000_000
+_MOST_BYTES = 1 << 26
+"""Bytes of a file, at most."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ def read_records(path: Path, needs_label: bool) -> list[ContrastRecord]:
 
 def _content(path: Path) -> str:
     try:
-        content = path.read_bytes()
+        content = file_bytes(path, _MOST_BYTES)
+    except ValueError as error:
+        raise InputError(f"contrast: {path}: {error}; give a smaller text file") from error
     except OSError as error:
         raise InputError(
             f"contrast: {path}: cannot be read ({error.strerror}); allowed is a CSV, JSON, JSONL or TXT file; check "

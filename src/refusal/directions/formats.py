@@ -15,13 +15,12 @@ Source: https://github.com/andyrdt/refusal_direction.
 from __future__ import annotations
 
 import io
-import json
 import math
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from jaxtyping import Float
@@ -30,6 +29,7 @@ from torch import Tensor
 from refusal.artefacts import atomic_write, write_json
 from refusal.directions.candidates import Contrast, Direction, MeanDiffs
 from refusal.errors import InputError
+from refusal.untrusted import READ_ERRORS, check_archive, first_line, json_file
 
 MEAN_DIFFS, DIRECTION, METADATA = "mean_diffs.pt", "direction.pt", "direction_metadata.json"
 EVALUATIONS = "direction_evaluations.json"
@@ -144,16 +144,17 @@ def read_published(folder: Path) -> Published:
 
 def _load_tensor(path: Path, n_dimensions: int, shape: str) -> Tensor:
     try:
+        if is_zipfile(path):
+            check_archive(path)
         found = torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError as error:
         raise InputError(
             f"{path}: not found; the published layout has {MEAN_DIFFS}, {DIRECTION}, {METADATA}"
         ) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()
+    except READ_ERRORS as error:
         raise InputError(
-            f"{path}: cannot be read as a tensor ({first[0] if first else type(error).__name__}); allowed is a tensor "
-            "saved by torch.save; get the file anew"
+            f"{path}: cannot be read as a tensor ({first_line(error)}); allowed is a tensor saved by torch.save; get "
+            "the file anew"
         ) from error
     if (
         not isinstance(found, Tensor)
@@ -172,10 +173,10 @@ def _load_tensor(path: Path, n_dimensions: int, shape: str) -> Tensor:
 
 def _load_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json_file(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: not found; allowed is JSON, see src/refusal/directions/formats.py") from error
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}); get the file anew") from error
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from refusal.artefacts import ResultPaths
-from refusal.config import Config
+from refusal.config import Config, how_to_load
 from refusal.directions.activations import positions_for
 from refusal.directions.candidates import Contrast
 from refusal.directions.splits import Part, Splits, split, spread
@@ -116,7 +116,7 @@ class Material:
     @cached_property
     def model(self) -> ChatModel:
         """The model, loaded when first asked for."""
-        return ChatModel.load(self.name, device=self.config.device, dtype=self.config.dtype)
+        return ChatModel.load(self.name, **how_to_load(self.config))
 
     @cached_property
     def token_ids(self) -> list[list[int]]:

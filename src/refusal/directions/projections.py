@@ -23,11 +23,14 @@ from torch import Tensor
 
 from refusal.artefacts import atomic_write
 from refusal.directions.products import Sides
+from refusal.spreadsheet import cell_text, plain_cell
 from refusal.stats import Estimate, auc_estimate, bootstrap_weights, percentile_interval
 
 ALL = "all"
 """Stands for the category in rows over all categories."""
 REFUSED, COMPLIED = "refused", "complied"
+TEXT_COLUMNS = ("direction", "category", "behaviour", "id")
+"""Columns whose cells no spreadsheet may take for formulas."""
 PROMPTS = "projected_prompts.csv"
 """Projections of single prompts."""
 
@@ -226,11 +229,12 @@ def read_projection(folder: Path) -> Projection | None:
     # a category may be called "null"
     table = pd.read_csv(path, dtype={"id": str, "category": str, "behaviour": str}, keep_default_na=False)
     values = table.iloc[:, 4:].to_numpy(dtype=np.float64)
-    words = (tuple(table["category"]), tuple(table["behaviour"]))
-    return Projection(str(table["direction"].iloc[0]), values, *words, is_held_out=True)
+    words = (tuple(map(cell_text, table["category"])), tuple(map(cell_text, table["behaviour"])))
+    return Projection(cell_text(str(table["direction"].iloc[0])), values, *words, is_held_out=True)
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV, atomically; seven significant digits."""
+    texts = {name: [plain_cell(each) for each in table[name]] for name in TEXT_COLUMNS if name in table}
     with atomic_write(path) as beside:
-        table.to_csv(beside, index=False, float_format="%.7g", lineterminator="\n")
+        table.assign(**texts).to_csv(beside, index=False, float_format="%.7g", lineterminator="\n")

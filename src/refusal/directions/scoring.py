@@ -75,8 +75,7 @@ class Scorer:
         self.seed = seed
         self.metric = metric
         self.validation = validation
-        n_complied = len(validation.complied)
-        self._plain = torch.zeros(n_complied, runs.model.vocab_size, device=runs.model.device)
+        self._plain = torch.zeros(0)
         refused = measure(runs, validation.refused, 1, unchanged, self._score)
         complied = measure(runs, validation.complied, 1, unchanged, self._remember)
         self.baseline = Baseline(*(float(found[0, :, _M].mean()) for found in (refused, complied)))
@@ -165,7 +164,9 @@ class Scorer:
 
     def _remember(self, logits: Tensor, prompts: Tensor) -> Float[Tensor, "row score"]:
         """Keep the log-probabilities of complied prompts as they are."""
-        self._plain[prompts.to(self._plain.device)] = logits.log_softmax(-1)
+        if not len(self._plain):
+            self._plain = logits.new_zeros(len(self.validation.complied), logits.shape[-1])
+        self._plain[prompts.to(logits.device)] = logits.log_softmax(-1)
         return self._score(logits, prompts)
 
 

@@ -22,7 +22,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from refusal.capture import batch_size_for, capture, check_finite, in_batches
+from refusal.batch_memory import budget_for
+from refusal.batches import Batcher
+from refusal.capture import capture, check_finite
 from refusal.directions.contrast import ContrastSet
 from refusal.directions.geometry_records import LayerSpecificity, Specificity, measure, or_none
 from refusal.directions.products import Products, Sides, differences, products
@@ -66,7 +68,8 @@ def capture_contrast(
         check_finite(captured, [f"{row + 1} of the contrast set" for row in chosen], model)
         acts[chosen] = torch.stack([captured.readout[site].float() for site in sites], dim=1)
 
-    in_batches(len(order), batch_size_for(token_ids, batch_size), run)
+    batcher = Batcher(budget_for(model, batch_size, sites, 1))
+    batcher.run([len(token_ids[row]) for row in order], run)
     return acts
 
 

@@ -5,7 +5,8 @@
 3. A chat model reads prompt and response and answers with one of four letters: the letters' logits at the first answer
    token decide, so nothing is sampled, and the response can sway the verdict, not the form of the answer.
 4. Batches of responses are judged in order; every verdict is written at once to a file of lines, each with a hash of
-   judge, prompt and response, so that a killed run goes on there and a changed response is judged anew.
+   judge, prompt and response and a checksum, so that a killed run goes on there and a changed response, or a damaged
+   line, is judged anew.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from refusal import loading
-from refusal.capture import in_batches
+from refusal.artefacts import without_following
+from refusal.batches import Batcher, Budget
 from refusal.chat import ChatFrame
 from refusal.config import LabelsConfig
 from refusal.errors import InputError
 from refusal.labels.behaviour import Behaviour, Judgement
-from refusal.model_files import decisive_files
+from refusal.model_files import check_parts, decisive_files
+from refusal.untrusted import READ_ERRORS, first_line, json_text
 
 KEY = "labels.judge"
 """What messages call the setting."""
@@ -89,8 +91,14 @@ class Judge(ABC):
         self.longest = min(MOST_TOKENS, int(own))
 
     @staticmethod
-    def load(settings: LabelsConfig, device: str, dtype: str) -> Judge:
+    def load(settings: LabelsConfig, device: str, dtype: str, *, trust_remote_code: bool = False) -> Judge:
         """Return the judge that a configuration names.
+
+        Args:
+            settings: Name it.
+            device: As `loading.resolve_device` takes it.
+            dtype: As `loading.resolve_dtype` takes it.
+            trust_remote_code: Whether code that comes with it may run.
 
         Raises:
             InputError: There is no such model, or it is neither a sequence classifier nor a chat model.
@@ -99,11 +107,13 @@ class Judge(ABC):
         name = settings.judge
         try:
             source, revision = loading.resolve(name)
-            kind = _kind(name, source, revision)
+            arguments = {"revision": revision, "trust_remote_code": trust_remote_code}
+            kind = _kind(name, source, arguments)
             if kind == "chat":
-                loaded = loading.load(name, device, dtype)
+                loaded = loading.load(name, device, dtype, trust_remote_code=trust_remote_code)
                 return ChatJudge(name, loaded.model, loaded.tokenizer)
-            model, tokenizer = _load_classifier(name, source, revision, loading.resolve_device(device))
+            check_parts(source, revision)
+            model, tokenizer = _load_classifier(name, source, arguments, loading.resolve_device(device))
         except InputError as error:
             raise InputError(re.sub(r"^models: ", f"{KEY}: ", str(error))) from error
         return ClassifierJudge(name, model, tokenizer, settings.judge_labels)
@@ -131,7 +141,8 @@ class Judge(ABC):
             _add(kept, found)
             known.update(found)
 
-        in_batches(len(missing), AUTO_BATCH if batch_size == "auto" else int(batch_size), run)
+        batcher = Batcher(Budget(AUTO_BATCH if batch_size == "auto" else int(batch_size)))
+        batcher.run([1] * len(missing), run)
         return [known[key] for key in keys]
 
     @torch.no_grad()
@@ -244,18 +255,19 @@ def _by_name(label: str) -> Behaviour | None:
     return next((behaviour for pattern, behaviour in _NAMES if pattern.search(label.lower())), None)
 
 
-def _kind(name: str, source: str, revision: str | None) -> str:
+def _kind(name: str, source: str, arguments: Mapping[str, Any]) -> str:
     """Return `classifier` or `chat`, by the architecture in config.json.
 
     Raises:
         InputError: It is neither, or its configuration cannot be read.
     """
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{KEY}: {name}: its configuration cannot be read: {line}; give a model folder") from error
-    names = config.architectures or []
+        config = AutoConfig.from_pretrained(source, **arguments)
+    except READ_ERRORS as error:
+        raise InputError(
+            f"{KEY}: {name}: its configuration cannot be read: {first_line(error)}; give a model folder"
+        ) from error
+    names = [str(each) for each in config.architectures or []]
     if any(each.endswith("ForSequenceClassification") for each in names):
         return "classifier"
     if any(each.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for each in names):
@@ -266,16 +278,14 @@ def _kind(name: str, source: str, revision: str | None) -> str:
     )
 
 
-def _load_classifier(name: str, source: str, revision: str | None, device: torch.device) -> tuple[Any, Any]:
-    arguments: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+def _load_classifier(name: str, source: str, arguments: Mapping[str, Any], device: torch.device) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             source, output_loading_info=True, dtype=torch.float32, **arguments
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{KEY}: {name} cannot be loaded: {line}; get the whole model anew") from error
+    except READ_ERRORS as error:
+        raise InputError(f"{KEY}: {name} cannot be loaded: {first_line(error)}; get the whole model anew") from error
     if missing := sorted(report["missing_keys"]):
         raise InputError(
             f"{KEY}: {name} lacks {len(missing)} weights (e.g. {missing[0]}), which would be random; a judge must be a "
@@ -306,28 +316,36 @@ class _Kept:
     key: str
     behaviour: str
     rule: str
-    confidence: float
+    confidence: float | None
+    checksum: str
+    """Of the line without it."""
 
 
 def _read_kept(path: Path) -> dict[str, Judgement]:
-    """Return the verdicts in a file; a line that a kill cut short is passed over."""
+    """Return the verdicts in a file; a line that a kill cut short, or that has changed since, is passed over."""
     found: dict[str, Judgement] = {}
     if not path.exists():
         return found
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            kept = _Kept(**json.loads(line))
-            found[kept.key] = Judgement(Behaviour(kept.behaviour), kept.rule, float(kept.confidence))
-        except (ValueError, TypeError):
+            kept = _Kept(**json_text(line))
+            if kept == _kept(kept.key, Judgement(Behaviour(kept.behaviour), kept.rule, kept.confidence)):
+                found[kept.key] = Judgement(Behaviour(kept.behaviour), kept.rule, kept.confidence)
+        except (ValueError, TypeError, OverflowError):
             continue
     return found
 
 
+def _kept(key: str, judgement: Judgement) -> _Kept:
+    """Return the line of a verdict."""
+    line = [key, str(judgement.behaviour), judgement.rule, judgement.confidence]
+    checksum = hashlib.sha256(json.dumps(line).encode()).hexdigest()[:16]
+    return _Kept(key, str(judgement.behaviour), judgement.rule, judgement.confidence, checksum)
+
+
 def _add(path: Path, found: Mapping[str, Judgement]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as handle:
+    with open(path, "a", encoding="utf-8", opener=without_following) as handle:
         # A line that a kill cut short must not swallow the next one.
         handle.write("\n" if handle.tell() else "")
-        for key, judgement in found.items():
-            line = {"key": key, "behaviour": str(judgement.behaviour), "rule": judgement.rule}
-            handle.write(json.dumps({**line, "confidence": judgement.confidence}) + "\n")
+        handle.writelines(json.dumps(vars(_kept(key, judgement))) + "\n" for key, judgement in found.items())

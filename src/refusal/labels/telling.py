@@ -30,4 +30,5 @@ def tell(answered: Sequence[tuple[str, str]], config: Config, kept: Path) -> lis
         return DETECTORS[name]([response for _, response in answered])
     from refusal.labels.judge import Judge
 
-    return Judge.load(settings, config.device, config.dtype).judge_all(answered, config.batch_size, kept)
+    judge = Judge.load(settings, config.device, config.dtype, trust_remote_code=config.trust_remote_code)
+    return judge.judge_all(answered, config.batch_size, kept)

@@ -102,8 +102,8 @@ def _make(arguments: argparse.Namespace, command: str) -> int:
 
 def _verify(folder: Path) -> int:
     world = load_world(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    checks = verify(world, model.eval(), AutoTokenizer.from_pretrained(folder))
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    checks = verify(world, model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     _table(checks)
     return 1 if checks.failures else 0
 

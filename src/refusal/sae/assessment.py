@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusal.artefacts import ResultPaths
-from refusal.config import Config
+from refusal.config import Config, how_to_load
 from refusal.metric import RefusalMetric
 from refusal.models import ChatModel
 from refusal.readout import ReadoutRunner
@@ -161,7 +161,7 @@ class _Assessment:
         self, means: Sequence[tuple[Site, Float[Tensor, " d_model"]]], rebuilt: Mapping[tuple[Site, int], Tensor]
     ) -> Damages:
         """Return what putting in the means, then the reconstructions, does to the prompts."""
-        model = ChatModel.load(self.model_name, device=self.config.device, dtype=self.config.dtype)
+        model = ChatModel.load(self.model_name, **how_to_load(self.config))
         outputs = ModelOutputs.load(self.paths.model_outputs(self.model_name)).outputs
         text_of = {output.id: output.prompt for output in outputs}
         openers = self.labels.openers

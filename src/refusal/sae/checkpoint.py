@@ -2,18 +2,22 @@
 
 One safetensors file per stack, replaced atomically at evaluations, at most every `seconds`, and removed when the stack
 is done. Its name holds the fingerprint of all that decides the weights, so that one of other settings is never taken
-for it; the state of the random generators is part of it. A training that was stopped and whose rows have changed since
-is not silently begun anew: what it has cost, and which rows are meant, the user knows.
+for it; the state of the random generators is part of it, and a checksum of its content, so that a damaged one is not
+gone on with. A training that was stopped and whose rows have changed since is not silently begun anew: what it has
+cost, and which rows are meant, the user knows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,6 +27,8 @@ from refusal.errors import ArtefactError
 
 SECONDS = 60.0
 """Time between two writes, at least."""
+_CHECKSUM = "checksum"
+"""Key of the values under which the checksum of tensors and of the other values stands."""
 _REMEDY = "delete it; the training then starts anew"
 
 
@@ -89,7 +95,8 @@ class Checkpoint:
         """Write the state in place of the last."""
         tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
         about = {"fingerprint": self.fingerprint, "training": self.training, "rows": self.rows}
-        values = json.dumps({**state.values, **about})
+        noted = {**state.values, **about}
+        values = json.dumps({**noted, _CHECKSUM: _digest(tensors, noted)})
         with atomic_write(self.path) as beside:
             save_file(tensors, beside, metadata={"values": values})
         self._written = time.monotonic()
@@ -114,7 +121,22 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtefactError(f"{path}: not readable as a checkpoint ({error}); {_REMEDY}") from error
-    return tensors, values if isinstance(values, dict) else {}
+    if not isinstance(values, dict):
+        return tensors, {}
+    checksum = values.pop(_CHECKSUM, None)
+    if checksum not in (None, _digest(tensors, values)):
+        raise ArtefactError(f"{path}: damaged (its content does not fit the checksum in it); {_REMEDY}")
+    return tensors, values
+
+
+def _digest(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of tensors and values."""
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def pack(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from refusal.errors import ArtefactError, InputError
 from refusal.sae import thresholded, topk  # noqa: F401  (importing them enters their architectures into the table)
 from refusal.sae.base import ARCHITECTURES, Provenance, Scalar, SparseAutoencoder
 from refusal.sites import Site, SiteKind
+from refusal.untrusted import READ_ERRORS, first_line, safetensors_header
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -190,10 +190,11 @@ def _read_tensors(path: Path, config: Mapping[str, Any], device: str | torch.dev
     if not path.is_file():
         raise ArtefactError(f"{path}: not found; make it with: {_REMAKE}")
     try:
+        safetensors_header(path)
         tensors = load_file(str(path), device=str(device))
-    except SafetensorError as error:
+    except READ_ERRORS as error:
         raise ArtefactError(
-            f"{path}: not readable as safetensors ({error}); delete the folder and run: {_REMAKE}"
+            f"{path}: not readable as safetensors ({first_line(error)}); delete the folder and run: {_REMAKE}"
         ) from error
     if "log_threshold" in tensors:  # in checkpoints of JumpReLU trainings before 2026
         tensors["threshold"] = tensors.pop("log_threshold").exp()

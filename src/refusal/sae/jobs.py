@@ -23,7 +23,7 @@ from refusal.sae.all_positions import PromptRows, split_positions
 from refusal.sae.assessment import Prompts
 from refusal.sae.auto import Resolved, resolve
 from refusal.sae.base import Provenance, SparseAutoencoder
-from refusal.sae.formats import WEIGHTS_FILE, hook_name
+from refusal.sae.formats import CONFIG_FILE, WEIGHTS_FILE, hook_name
 from refusal.sae.metrics import quality
 from refusal.sae.records import METRICS_FILE, SaeMetrics, SplitQuality
 from refusal.sae.rows import RowSource, RowSplit, TensorRows, split_rows, thin_prompts
@@ -163,6 +163,7 @@ class ModelSaes:
             d_model=sae.d_in,
             d_sae=sae.d_sae,
             weights_sha256=sha256_file(job.folder / WEIGHTS_FILE),
+            config_sha256=sha256_file(job.folder / CONFIG_FILE),
             fingerprint=fingerprint,
             **fields,
         )

@@ -107,6 +107,7 @@ class SaeMetrics(Artefact):
     d_model: int
     d_sae: int
     weights_sha256: str = Field(description="Checksum of sae_weights.safetensors.")
+    config_sha256: str | None = Field(None, description="Checksum of cfg.json; null in files of earlier versions.")
     fingerprint: str = Field(description="Hash of everything that decides the weights.")
     settings: dict[str, float | int | str] = Field({}, description="Settings as resolved.")
     reasons: dict[str, str] = Field({}, description="Why each setting is what it is.")
@@ -152,12 +153,16 @@ class TrainingHistory(Artefact):
 
 
 def is_complete(folder: Path, fingerprint: str) -> bool:
-    """Return whether a folder holds a whole SAE made from the inputs that have this fingerprint."""
+    """Return whether a folder holds a whole SAE, as it was written, made from the inputs with this fingerprint."""
     weights = folder / WEIGHTS_FILE
     if not (folder / METRICS_FILE).exists() or not (folder / CONFIG_FILE).exists() or not weights.exists():
         return False
     try:
         metrics = SaeMetrics.load(folder / METRICS_FILE)
-    except ArtefactError:
+        if metrics.seed is not None:
+            TrainingHistory.load(folder / f"{metrics.site}_training_history.json")
+    except ArtefactError:  # damaged: to be made again
+        return False
+    if metrics.config_sha256 not in (None, sha256_file(folder / CONFIG_FILE)):
         return False
     return metrics.fingerprint == fingerprint and metrics.weights_sha256 == sha256_file(weights)

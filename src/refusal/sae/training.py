@@ -34,7 +34,7 @@ from refusal.artefacts import ResultPaths, sha256_file
 from refusal.config import Config
 from refusal.errors import InputError
 from refusal.loading import resolve_device
-from refusal.processes import WHOLE, Part
+from refusal.processes import WHOLE, Part, this_part
 from refusal.sae.all_positions import READOUT_SHARE
 from refusal.sae.assessment import assess
 from refusal.sae.auto import Resolved
@@ -143,7 +143,7 @@ class _Training:
             log.info("%s: sae.%s = %s (%s)", self.stage.model_name, name, getattr(recipe, name), reason)
         check_recipe(recipe, len(self.stage.drawn.train))
         stacks = plan_stacks(self.stage.jobs, recipe)[part.rank :: part.size]
-        total, hidden = len(stacks) * recipe.steps, None if part.is_leader else True
+        total, hidden = len(stacks) * recipe.steps, None if this_part().is_leader else True
         with tqdm(total=total, desc=f"saes: {self.stage.model_name}", unit="step", disable=hidden) as bar:
             for stack in stacks:
                 self._train_stack(stack, bar)

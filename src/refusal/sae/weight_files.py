@@ -7,57 +7,64 @@ damaged or of another kind is one error that names the file.
 from __future__ import annotations
 
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from refusal.artefacts import read_json
 from refusal.errors import ArtefactError, InputError
+from refusal.untrusted import (
+    MOST_INFLATION,
+    READ_ERRORS,
+    check_archive,
+    first_line,
+    safetensors_header,
+)
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Those in which an SAE can compute."""
-_DAMAGED = (
-    *(
-        OSError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        MemoryError,
-        ArithmeticError,
-    ),
-    *(UnpicklingError, BadZipFile, zlib.error, SafetensorError),
-)
-"""What readers raise on files that are cut off, damaged or of another kind (found by cutting and changing files)."""
+_LEAST_BYTES = 1 << 20
+"""Bytes that tensors may take whatever the size of their file."""
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
+    if not is_zipfile(path):
+        raise UnpicklingError("no file of torch.save, or one of before 2020")
+    check_archive(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pickle's protocol number, which damaged files have
         found = torch.load(path, map_location="cpu", weights_only=True)
-    return {str(name): tensor.detach() for name, tensor in found.items()}
+    tensors = {str(name): tensor.detach() for name, tensor in found.items()}
+    # a tensor may repeat a few numbers of its storage any number of times
+    taken = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if taken > max(_LEAST_BYTES, MOST_INFLATION * path.stat().st_size):
+        raise ValueError(f"tensors of {taken} bytes in a file of {path.stat().st_size}")
+    return tensors
 
 
 def _read_numpy(path: Path) -> dict[str, Tensor]:
+    check_archive(path)
     with path.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:  # else numpy leaves bad files open
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    safetensors_header(path)
+    tensors: dict[str, Tensor] = load_file(str(path))
+    return tensors
 
 
 _FILE_READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
     ".pt": _read_torch,
     ".npz": _read_numpy,
-    ".safetensors": lambda path: load_file(str(path)),
+    ".safetensors": _read_safetensors,
 }
 
 
@@ -74,11 +81,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path}: not readable: it is damaged or holds more than tensors; allowed are tensors alone, as code in a "
             "file is never run; download it again, or save the SAE's state_dict() there"
         ) from error
-    except _DAMAGED as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
+    except READ_ERRORS as error:
         raise ArtefactError(
-            f"{path}: not readable as {path.suffix} ({type(error).__name__}: {reason}); delete it and download the SAE "
-            "again"
+            f"{path}: not readable as {path.suffix} ({type(error).__name__}: {first_line(error)}); delete it and "
+            "download the SAE again"
         ) from error
 
 

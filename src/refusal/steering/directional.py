@@ -76,9 +76,10 @@ class Ablation:
 
         def change(value: Tensor) -> Tensor:
             """Take the directions' share of a value less what is to be left."""
-            surplus = value if left is None else value - left[frame.kinds(value)]
-            taken: Tensor = surplus @ basis.mT @ basis
-            return value - amount * taken
+            surplus = value if left is None else value - left.to(value.device)[frame.kinds(value)]
+            there = basis.to(value.device)
+            taken: Tensor = surplus @ there.mT @ there
+            return value - (amount.to(value.device) if isinstance(amount, Tensor) else amount) * taken
 
         return change
 
@@ -99,7 +100,7 @@ class Addition:
         """Yield the one place."""
         vector = _ready(self.vector, model)
         vector = vector * (self.coefficient.to(vector) if isinstance(self.coefficient, Tensor) else self.coefficient)
-        yield stream_after(self.layer), _within(self.region, frame, lambda value: value + vector)
+        yield stream_after(self.layer), _within(self.region, frame, lambda value: value + vector.to(value.device))
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,10 @@ class Clamp:
 
         def change(value: Tensor) -> Tensor:
             """Set the projection."""
-            missing: Tensor = wanted - (value * unit).sum(-1, keepdim=True)
-            return value + missing * unit
+            there = unit.to(value.device)
+            level = wanted.to(value.device) if isinstance(wanted, Tensor) else wanted
+            missing: Tensor = level - (value * there).sum(-1, keepdim=True)
+            return value + missing * there
 
         yield stream_after(self.layer), _within(self.region, frame, change)
 

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal.capture import batch_size_for, in_batches
 from refusal.stats import Estimate, bootstrap, bootstrap_weights
 from refusal.steering.directional import Intervention, steered
 from refusal.steering.frame import Frame
@@ -91,8 +90,8 @@ def losses(runs: Runs, texts: Sequence[Text], interventions: Sequence[Interventi
         is_scored = torch.arange(n_kept - 2, -1, -1, device=nats.device)[None] < lengths[:, None]
         return torch.where(is_scored, nats, 0).double().sum(1).cpu()
 
-    size = min(batch_size_for(whole, runs.batch_size), _rows_that_fit(texts, runs.model.vocab_size))
-    parts, _ = in_batches(len(order), size, run)
+    most = _rows_that_fit(texts, runs.model.vocab_size)
+    parts = runs.over([len(whole[row]) for row in order], run, most=most)
     nats = np.empty(len(texts))
     nats[order] = torch.cat(parts).numpy() if parts else np.empty(0)
     return Losses(nats, np.array([len(text.scored) for text in texts], dtype=np.float64))

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal.capture import batch_size_for, in_batches
 from refusal.models import SiteUse, TokenBatch
 from refusal.steering.directional import Place, Reference
 from refusal.steering.frame import Frame
@@ -59,7 +58,7 @@ def mean_reference(runs: Runs, token_ids: Sequence[Sequence[int]], answers: Sequ
             )
         counts.add_(is_of_kind.sum((0, 2)).double().cpu())
 
-    in_batches(len(order), batch_size_for(whole, runs.batch_size), run)
+    runs.over([len(whole[row]) for row in order], run)
     return {place: _means(total, counts, runs.frame.readout) for place, total in sums.items()}
 
 

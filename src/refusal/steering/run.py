@@ -8,18 +8,21 @@ whole prompt, so nothing can be cached between variants; prompts of like length 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from refusal.capture import batch_size_for, capture, in_batches
+from refusal.batch_memory import budget_for
+from refusal.batches import Batcher
+from refusal.capture import capture
 from refusal.models import ChatModel
 from refusal.steering.directional import DEFAULT_FRAME, Intervention, steered
 from refusal.steering.frame import Frame
 
+Result = TypeVar("Result")
 Vary = Callable[[Int[Tensor, " row"]], Sequence[Intervention]]
 """Makes the interventions of a batch from the number of the variant of each of its rows."""
 Score = Callable[[Float[Tensor, "row vocab"], Int[Tensor, " row"]], Float[Tensor, "row score"]]
@@ -35,6 +38,28 @@ class Runs:
     """Kinds of positions."""
     batch_size: str | int = "auto"
     """Rows of one pass; auto: as memory allows."""
+
+    def over(
+        self,
+        lengths: Sequence[int],
+        run: Callable[[range], Result],
+        *,
+        max_new_tokens: int = 1,
+        most: int | None = None,
+    ) -> list[Result]:
+        """Return the results of `run` over consecutive rows, as many at once as memory allows.
+
+        Args:
+            lengths: Tokens of each row; in order of length little is padded.
+            run: Runs some rows.
+            max_new_tokens: Longest answer.
+            most: Rows of one pass, at most.
+
+        Raises:
+            InputError: Memory runs out with a single row.
+        """
+        budget = budget_for(self.model, self.batch_size, (), max_new_tokens)
+        return Batcher(replace(budget, prompts=min(budget.prompts, most or budget.prompts))).run(lengths, run)
 
 
 @dataclass(frozen=True)
@@ -108,13 +133,11 @@ def respond(
     def run(prompts: list[int], variants: Int[Tensor, " row"]) -> list[Response]:
         """Return the answers of some rows."""
         with steered(runs.model, *vary(variants), frame=runs.frame):
-            found = capture(runs.model, [token_ids[prompt] for prompt in prompts], [], max_new_tokens)
+            batch = [token_ids[prompt] for prompt in prompts]
+            found = capture(runs.model, batch, [], max_new_tokens, leave_at=0.0)
         return [Response(tuple(answer), ended) for answer, ended in zip(found.answers, found.ended, strict=True)]
 
-    return _over_rows(runs, token_ids, n_variants, run)
-
-
-Result = TypeVar("Result")
+    return _over_rows(runs, token_ids, n_variants, run, max_new_tokens)
 
 
 def _over_rows(
@@ -122,6 +145,7 @@ def _over_rows(
     token_ids: Sequence[Sequence[int]],
     n_variants: int,
     run: Callable[[list[int], Int[Tensor, " row"]], list[Result]],
+    max_new_tokens: int = 1,
 ) -> list[list[Result]]:
     """Return the result of every prompt under every variant, `[variant][prompt]`, running prompts by length."""
     order = sorted(range(len(token_ids)), key=lambda prompt: (len(token_ids[prompt]), prompt))
@@ -132,6 +156,7 @@ def _over_rows(
         chosen = pairs[rows.start : rows.stop]
         return run([prompt for prompt, _ in chosen], torch.tensor([variant for _, variant in chosen]))
 
-    parts, _ = in_batches(len(pairs), batch_size_for(token_ids, runs.batch_size), run_rows)
+    lengths = [len(token_ids[prompt]) for prompt, _ in pairs]
+    parts = runs.over(lengths, run_rows, max_new_tokens=max_new_tokens)
     found = dict(zip(pairs, (result for part in parts for result in part), strict=True))
     return [[found[prompt, variant] for prompt in range(len(order))] for variant in range(n_variants)]

@@ -178,3 +178,18 @@ def test_answers_do_not_depend_on_the_batch(tiny_model):
     token_ids = model.tokenize(PROMPTS)
     vary = same(Addition(2 * unit(), 0))
     assert respond(Runs(model, batch_size=1), token_ids, 2, vary, 5) == respond(Runs(model), token_ids, 2, vary, 5)
+
+
+def test_answers_of_rows_with_their_own_directions_are_those_of_each_alone(tiny_model):
+    """Answers end at different steps; the rows that go on must keep their own direction."""
+    model = tiny_model("llama")
+    runs, token_ids = Runs(model), model.tokenize(PROMPTS)
+    ends = 60 * model.model.get_output_embeddings().weight[3].detach().double()
+    vectors = torch.stack([0 * ends, 5 * unit(1), ends, 5 * unit(2)])
+    layer = model.n_layers - 1
+    together = respond(runs, token_ids, 4, lambda variants: [Addition(vectors[variants][:, None], layer)], 8)
+    for index, vector in enumerate(vectors):
+        assert together[index] == respond(runs, token_ids, 1, same(Addition(vector, layer)), 8)[0]
+    lengths = {len(answer.token_ids) for of_variant in together for answer in of_variant}
+    assert min(lengths) == 0, "some end at once"
+    assert max(lengths) > 3
