@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from circuits.tracking import track
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, Stage
+from refusal.directions.inputs import outside_files
 from refusal.model_files import decisive_files
 from refusal.models import resolve
 from refusal.processes import WHOLE, Part, Team
@@ -43,6 +44,7 @@ COMPARE_VERSION = 2
 SAE_KEYS = ("sae", "seed", "activation_layers")
 CIRCUIT_KEYS = ("circuit", "sae.seeds", "seed", "categories", "activation_layers")
 COMPARE_KEYS = (*CIRCUIT_KEYS, "analysis")
+DIRECTION_KEYS = ("directions", "seed", "analysis", "categories", "max_new_tokens", "system_prompt", "report")
 
 HALVES = "halves of the prompts"
 """Name of the work that trains SAEs on halves."""
@@ -85,9 +87,14 @@ class RefusalCircuitAnalyzer:
     def pipeline(self, paths: ResultPaths) -> Pipeline:
         """Return the units of the configuration, ready to run or to be looked at."""
         units = [unit for model in self.config.models for unit in self._units(model, paths)]
-        compared = tuple(unit for unit in units if unit.stage is Stage.COMPARE)
-        units.append(self._report(paths, compared))
+        units.append(self._report(paths, tuple(unit for unit in units if self._is_reported(unit, units, paths))))
         return Pipeline(self.config, paths, units, self.forced)
+
+    def _is_reported(self, unit: Unit, units: list[Unit], paths: ResultPaths) -> bool:
+        """Return whether the report shows a unit; directions that are not asked for only while they are up to date."""
+        if unit.stage is Stage.DIRECTIONS and unit.stage not in self.config.stages:
+            return Pipeline(self.config, paths, units, self.forced).state(unit).is_up_to_date
+        return unit.stage in (Stage.COMPARE, Stage.DIRECTIONS)
 
     def run(self) -> ResultPaths:
         """Run every stage that is asked for and not up to date; return where the results lie.
@@ -187,7 +194,22 @@ class RefusalCircuitAnalyzer:
             paths,
         )
         compare = replace(compare, version=COMPARE_VERSION)
-        return [inference, saes, circuits, compare]
+        return [inference, saes, circuits, compare, *self._directions(model, paths, inference)]
+
+    def _directions(self, model: str, paths: ResultPaths, inference: Unit) -> list[Unit]:
+        """Return the directions unit where it is asked for, or was made: the report then shows it."""
+        if Stage.DIRECTIONS not in self.config.stages and not paths.stage_record(Stage.DIRECTIONS, model).exists():
+            return []
+        unit = self._unit(
+            Stage.DIRECTIONS,
+            model,
+            DIRECTION_KEYS,
+            (inference,),
+            _direct,
+            partial(_direction_files, paths, model),
+            paths,
+        )
+        return [replace(unit, inputs=outside_files(self.config))]
 
     def _inference(self, model: str, paths: ResultPaths) -> Unit:
         files = local_files(self.config.dataset_dir, self.config.safe_subset)
@@ -219,7 +241,11 @@ class RefusalCircuitAnalyzer:
             configuration = self.config.model_dump(mode="json")
             written.extend(
                 write_reports(
-                    paths, self.config.models, self.config.report, configuration, self.config.report.image_format
+                    paths,
+                    self.config.models,
+                    self.config.report,
+                    configuration,
+                    directed={unit.model for unit in needs if unit.stage is Stage.DIRECTIONS and unit.model},
                 )
             )
 
@@ -240,6 +266,18 @@ def _compare(config: Config, model: str, paths: ResultPaths) -> None:
     from circuits.compare_stage import compare_categories
 
     compare_categories(config, model, paths)
+
+
+def _direct(config: Config, model: str, paths: ResultPaths) -> None:
+    from circuits.direction_stage import run_directions
+
+    run_directions(config, model, paths)
+
+
+def _direction_files(paths: ResultPaths, model: str) -> list[Path]:
+    from circuits.direction_files import direction_files
+
+    return direction_files(paths, model)
 
 
 def _existing(*paths: Path) -> list[Path]:

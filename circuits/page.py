@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from circuits import wording
+from circuits.direction_report import findings_of
 from circuits.page_data import STEPS, Texts, page_data, script_json
 from circuits.summary import CANNOT_TELL, table_categories, used_prompts
 from refusal.schemas import Report
@@ -45,6 +46,7 @@ def html_page(report: Report, texts: Mapping[str, Texts], training: Mapping[tupl
             rows={model: table_categories(report, model) for model in report.models},
             thresholds=next(iter(report.comparisons.values())).thresholds,
             training=training or {},
+            directions=findings_of(report),
             data=data,
             limits=limits,
             payload=Markup(script_json(data)),
