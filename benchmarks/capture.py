@@ -10,8 +10,8 @@ logits of the last position only; it runs in turn with each contender, in the sa
 over the turns. Seconds are CPU seconds with one thread, wall seconds with more or on a GPU; on a shared machine only
 ratios mean something. Memory is the peak above what is there before a run, the model among it.
 
-Seen on two cores with a load of 4 and more, where the floor against itself reads 0.95 to 1.03: differences below .05 say
-nothing, and neither do those between peaks. At this size no contender is far from the floor.
+Seen on two cores with a load of 4 and more, where the floor against itself reads 0.95 to 1.03: differences below .05
+say nothing, and neither do those between peaks. At this size no contender is far from the floor.
 
                                prompts/s    /floor       MiB
     floor: plain forward            43.3     1.030        15
