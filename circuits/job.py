@@ -14,9 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refusal.artefacts import ResultPaths
 from refusal.cli import (
     SMALL_MODEL,
     build_parser,
+    build_stage_parser,
     read_config,
     run_command,
     stages_named,
@@ -49,11 +51,16 @@ def inference_main(argv: Sequence[str] | None = None) -> int:
 
 def directions_main(argv: Sequence[str] | None = None) -> int:
     """Run inference and the directions stage, or look at a folder of published directions; return the exit status."""
-    parser = build_parser(
-        "Refusal directions: find, select, try out; or look at published ones.", main_job=True, directions=True
-    )
+    parser = build_stage_parser("Refusal directions: find, select, try out; or look at published ones.", inspects=True)
     arguments = parser.parse_args(argv)
     return run_command(partial(_directions_job, arguments), verbose=arguments.verbose)
+
+
+def patching_main(argv: Sequence[str] | None = None) -> int:
+    """Run activation patching, after the inference it needs; return the exit status."""
+    parser = build_stage_parser("Where is refusal decided? Activation patching of layers, heads and positions.")
+    arguments = parser.parse_args(argv)
+    return run_command(partial(_beside_job, Stage.PATCHING, arguments), verbose=arguments.verbose)
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,13 @@ def _directions_job(arguments: argparse.Namespace) -> str:
         from circuits.direction_inspection import inspect_folder
 
         return inspect_folder(arguments.inspect, arguments.result_dir)
+    return _beside_job(Stage.DIRECTIONS, arguments)
+
+
+def _beside_job(stage: Stage, arguments: argparse.Namespace) -> str:
+    """Run a stage that leads to no verdict after the inference it needs, and the report where there is one."""
     config = read_config(arguments)
-    stages: tuple[Stage, ...] = (Stage.INFERENCE, Stage.DIRECTIONS)
+    stages: tuple[Stage, ...] = (Stage.INFERENCE, stage)
     if arguments.stages is not None:
         stages = stages_named(arguments.stages, "--stages")
     elif _is_compared(config.model_copy(update={"stages": stages})):
@@ -178,6 +190,8 @@ def _do(job: _Job, analyzer: RefusalCircuitAnalyzer) -> str:
 
 def _last_line(config: Config, root: Path) -> str:
     last = max(config.stages, key=list(Stage).index)
+    if last is Stage.PATCHING:
+        return f"Written to {root}. Open {ResultPaths(root).patching(config.models[0]) / 'report.html'}"
     if last is Stage.REPORT:
         page = root / ("report.html" if config.report.html else "circuit_analysis_summary.txt")
         return f"Written to {root}. Open {page}; refusal metrics: python run_analysis.py --results-dir {root}"

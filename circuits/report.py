@@ -17,6 +17,7 @@ from urllib.parse import quote
 from circuits.direction_report import direction_findings
 from circuits.page import html_page
 from circuits.page_data import Texts
+from circuits.patching_stage import report_sections
 from circuits.plot_style import ImageFormat
 from circuits.plots import CircuitVisualizer
 from circuits.summary import summary_text
@@ -70,6 +71,7 @@ def write_reports(
     configuration: Mapping[str, Any],
     image_format: ImageFormat | None = None,
     directed: Collection[str] = (),
+    patched: Sequence[str] = (),
 ) -> list[Path]:
     """Write pictures, report, page and summary, and return their paths, the summary first.
 
@@ -80,6 +82,7 @@ def write_reports(
         configuration: The configuration as resolved, for the record.
         image_format: Format of the pictures in place of that in `settings`.
         directed: Models whose refusal directions are shown too.
+        patched: Models whose activation patching is shown too.
 
     Raises:
         ArtefactError: An artefact of an earlier stage is missing or damaged.
@@ -92,7 +95,8 @@ def write_reports(
         written += visualizer.model(report.comparisons[model], report.circuits[model].values())
     if settings.html:
         texts = {model: _texts(paths, model) for model in models}
-        write_text(paths.html, html_page(report, texts, _training_figures(paths, report, written)))
+        training = _training_figures(paths, report, written)
+        write_text(paths.html, html_page(report, texts, training, report_sections(paths, patched)))
         written.append(paths.html)
     write_summary(paths, report, written)
     return [paths.summary, *written]

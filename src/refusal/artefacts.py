@@ -102,6 +102,18 @@ class ResultPaths:
         """Return the picture of the training of one site's SAEs."""
         return self.root / "visualizations" / f"{safe_name(model)}_{site.name}_training.{image_format}"
 
+    def patching(self, model: str) -> Path:
+        """Return the folder with the maps, tables and reports of activation patching."""
+        return self.root / "patching" / safe_name(model)
+
+    def patching_comparison(self, first: str, second: str) -> Path:
+        """Return the folder with the comparison of two models by activation patching."""
+        return self.root / "patching" / "comparisons" / safe_name(first) / safe_name(second)
+
+    def patching_plot(self, model: str, name: str, image_format: str = "png") -> Path:
+        """Return a picture of activation patching; `name` says which, e.g. `heads`."""
+        return self.root / "visualizations" / f"{safe_name(model)}_patching_{name}.{image_format}"
+
     @property
     def report_json(self) -> Path:
         """The report as one JSON file."""

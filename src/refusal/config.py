@@ -15,21 +15,20 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from refusal.config_messages import Places, describe
+from refusal.config_patching import PatchingConfig
+from refusal.config_types import AutoInt, Int, Number, Prose, Section, Seed, Text
 from refusal.errors import InputError
 from refusal.sites import CAPTURED_KINDS, STREAM_KINDS, Site, SiteKind
-from refusal.usable_text import check_told_apart, local_path, usable_name, whole_characters
+from refusal.usable_text import check_told_apart, local_path
 from refusal.yaml_file import Location, read_value, read_yaml
 
 
@@ -46,6 +45,8 @@ class Stage(StrEnum):
     """Measure transfer between categories and reach a verdict."""
     DIRECTIONS = "directions"
     """Find, select and try refusal directions; beside the circuits, from the inference stage alone."""
+    PATCHING = "patching"
+    """Locate refusal by activation patching. Runs where it is asked for."""
     REPORT = "report"
     """Write summary, figures and the HTML report."""
 
@@ -89,33 +90,8 @@ def _name_of(name: str, kinds: Sequence[SiteKind], said: str) -> str:
         raise ValueError(f"allowed are {said}{hint}") from error
 
 
-def _no_truth_value(value: Any) -> Any:
-    """Refuse true, which Python takes for 1."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("number_expected", "a number is expected")
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_no_truth_value)]
-Number = Annotated[float, BeforeValidator(_no_truth_value)]
-AutoInt = Literal["auto"] | Annotated[Int, Field(ge=1)]
-Seed = Annotated[Int, Field(ge=0, le=2**32 - 1)]
-Text = Annotated[str, Field(min_length=1), AfterValidator(usable_name)]
-Prose = Annotated[str, AfterValidator(whole_characters)]
 SiteName = Annotated[str, AfterValidator(_site_name)]
 ExtraSiteName = Annotated[str, AfterValidator(_extra_site_name)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_default(cls, value: Any) -> Any:
-        """Take a section of which every key is commented out as an empty one."""
-        return {} if value is None else value
 
 
 class CaptureConfig(Section):
@@ -392,6 +368,7 @@ class Config(Section):
     circuit: CircuitConfig = Field(default_factory=CircuitConfig)
     analysis: AnalysisConfig = Field(default_factory=AnalysisConfig)
     directions: DirectionsConfig = Field(default_factory=lambda: DirectionsConfig())
+    patching: PatchingConfig = Field(default_factory=PatchingConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 

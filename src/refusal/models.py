@@ -85,6 +85,8 @@ _ATTENTION_PROJECTIONS = (
 """Paths from a block to the output projection of its attention, whose inputs are the heads, side by side."""
 _DOWN_PROJECTIONS = ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.c_proj", "mlp.fc2", "fc2")
 """Paths from a block to the last projection of its MLP, whose inputs are the hidden neurons; a mixture has none."""
+_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+"""Names of the norm after the last block, beside the list of blocks."""
 _READ_BEFORE = {
     SiteKind.HEADS: (_ATTENTION_PROJECTIONS, "attention whose heads"),
     SiteKind.NEURONS: (_DOWN_PROJECTIONS, "single MLP whose neurons"),
@@ -323,6 +325,29 @@ class ChatModel:
         written: Tensor = projection(rows) - projection(torch.zeros_like(rows))  # whatever way it keeps its weights
         by_head: Tensor = written.unflatten(0, (self.n_heads, -1))
         return by_head
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm between the last residual state and the logits.
+
+        Raises:
+            InputError: The module that holds the blocks has none of the names that final norms have.
+        """
+        holder = _walk(self.model, self.family.blocks.rpartition(".")[0])
+        found = None if holder is None else _first_of(holder, _FINAL_NORMS)
+        if found is None:
+            raise InputError(
+                f"{self.name}: no final norm is found beside {self.family.blocks} (by the names "
+                f"{', '.join(_FINAL_NORMS)}); "
+                "add its name to _FINAL_NORMS in src/refusal/models.py"
+            )
+        return found
+
+    def attention_post_norm(self, layer: int) -> nn.Module | None:
+        """Return the norm between a block's attention and the residual stream; None where there is none."""
+        attention = self.site_module(Site(SiteKind.ATTENTION, layer))
+        projection = self.site_module(Site(SiteKind.HEADS, layer))
+        return None if any(module is projection for module in attention.modules()) else attention
 
     def resolve_sites(self, names: str | Sequence[str]) -> list[Site]:
         """Return the sites of a configuration's `activation_layers` in order of depth.

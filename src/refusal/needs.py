@@ -18,6 +18,7 @@ from refusal.inference import SHARD_BYTES, SHARD_PROMPTS
 from refusal.known_sizes import known_size
 from refusal.model_files import ModelSize
 from refusal.models import resolve, resolve_device, resolve_dtype
+from refusal.patching.checks import check_patching
 from refusal.prompts import CATEGORIES
 from refusal.resources import MIB, free_bytes, human_bytes
 from refusal.sae.all_positions import IN_MEMORY_BYTES
@@ -94,6 +95,8 @@ def check_before_loading(config: Config) -> None:
     Raises:
         InputError: All that was found.
     """
+    if Stage.PATCHING in config.stages:
+        check_patching(config)
     found = [*missing_sites(config), *missing_room(config, planned_prompts(config))]
     if found:
         raise InputError("\n".join(found))

@@ -355,6 +355,8 @@ def _shown_change(old: Any, new: Any) -> str:
 def _command(stage: Stage) -> str:
     if stage is Stage.INFERENCE:
         return "python src/run_inference.py --config FILE"
+    if stage is Stage.PATCHING:
+        return "python run_patching.py --config FILE"
     if stage is Stage.SAES:
         return "python run_circuit_analysis.py --config FILE --train-saes"
     if stage is Stage.DIRECTIONS:
