@@ -17,6 +17,7 @@ from refusal.directions.material import Material
 from refusal.directions.means import Means
 from refusal.directions.schemas import Candidate, Selection
 from refusal.directions.splits import Part
+from refusal.spreadsheet import plain_cell
 
 TENSORS = "directions.safetensors"
 
@@ -48,7 +49,7 @@ def write_selection_csv(folder: Path, selection: Selection) -> list[Path]:
         for index, candidate in enumerate(selection.candidates):
             fields = {**candidate.model_dump(), "left_out": "; ".join(candidate.left_out)}
             row = ["" if fields[name] is None else fields[name] for name in names]
-            writer.writerow([*row, index == selection.chosen])
+            writer.writerow([plain_cell(cell) for cell in (*row, index == selection.chosen)])
     return [path]
 
 
