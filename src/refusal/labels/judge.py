@@ -266,7 +266,8 @@ def _kind(name: str, source: str, arguments: Mapping[str, Any]) -> str:
     """
     try:
         config = AutoConfig.from_pretrained(source, **arguments)
-    except READ_ERRORS as error:
+    except Exception as error:
+        log.debug("%s: cannot be read", name, exc_info=True)  # whatever the libraries raise on a stranger's files
         raise InputError(
             f"{KEY}: {name}: its configuration cannot be read: {first_line(error)}; give a model folder"
         ) from error
