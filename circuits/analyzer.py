@@ -197,7 +197,7 @@ class RefusalCircuitAnalyzer:
         unit = self._unit(Stage.INFERENCE, model, keys, (), self._infer, outputs, paths)
         lacks = partial(_lacks_positions, self.config, paths, model)
         fetched = partial(_model_files, *resolve(model))
-        return replace(unit, inputs=files, lacks=lacks, fetched=fetched, is_read_checked=_is_shard)
+        return replace(unit, inputs=files, lacks=lacks, fetched=fetched, is_read_checked=_is_of_positions)
 
     def _unit(
         self,
@@ -251,9 +251,9 @@ def _inference_files(paths: ResultPaths, model: str) -> list[Path]:
     return [*files, paths.refusal_labels(model), paths.model_outputs(model), paths.evaluation(model)]
 
 
-def _is_shard(path: Path) -> bool:
-    """Return whether an output is one of those that the activation store compares with its index as it reads them."""
-    return path.name.startswith(("shard-", "positions-"))
+def _is_of_positions(path: Path) -> bool:
+    """Return whether an output is one of the huge ones, which the store compares with its index as it reads them."""
+    return path.name.startswith("positions-")
 
 
 def _model_files(source: str, revision: str | None) -> tuple[Path, ...] | None:

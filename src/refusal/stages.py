@@ -7,7 +7,7 @@ record and runs again.
 
 Looking at what is done is quick: large files are believed by size and time of change. Before a unit runs, every file
 that it may read is compared with the checksum that the unit which wrote it has recorded; what does not fit is made anew
-where its stage is asked for, and else told. Shards of activations are compared by the store, as they are read.
+where its stage is asked for, and else told. The largest, positions of all prompts, the store compares as it reads them.
 """
 
 from __future__ import annotations
