@@ -5,6 +5,10 @@
 Prompts of random words go into a folder in the form of OR-Bench, and `src/run_inference.py` runs over it in a process
 of its own, whose memory is looked at while it runs. What may grow is named: tokens and ids of all prompts, which are
 there from the beginning. Judging, after the last shard, holds all responses once.
+
+Seen with planted/monolithic (one thread, a busy machine): with 120,000 prompts 568 MiB from shard 15 (40 s) on and
+569 MiB at shard 448 (180 s); then, while the responses were judged and written, up to 909 MiB. With 20,000 prompts the
+whole run takes half a minute: 470 to 504 MiB while prompts run, 517 MiB at its highest.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from circuits.tracking import track
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, Stage
+from refusal.config_patching import SOURCES, PatchingConfig
+from refusal.directions.inputs import outside_files
 from refusal.model_files import decisive_files, model_folder
 from refusal.models import resolve
 from refusal.processes import WHOLE, Part, Team
@@ -36,6 +38,8 @@ INFERENCE_KEYS = (
     "activation_layers",
     "capture",
 )
+BESIDE = (Stage.DIRECTIONS, Stage.PATCHING)
+"""Stages that lead to no verdict; they run where they are asked for."""
 SAES_VERSION = 2
 """Raised when the stage leaves other files or numbers for the same inputs; SAEs whose weights are the same are kept."""
 COMPARE_VERSION = 2
@@ -43,6 +47,21 @@ COMPARE_VERSION = 2
 SAE_KEYS = ("sae", "seed", "activation_layers")
 CIRCUIT_KEYS = ("circuit", "sae.seeds", "seed", "categories", "activation_layers")
 COMPARE_KEYS = (*CIRCUIT_KEYS, "analysis")
+DIRECTION_KEYS = ("directions", "seed", "analysis", "categories", "max_new_tokens", "system_prompt", "report")
+ANSWER_KEYS = ("analysis.bootstrap", "categories", "seed", "max_new_tokens", "system_prompt", "labels")
+PICTURE_KEY = "report.image_format"
+PATCHING_KEYS = (
+    *(f"patching.{name}" for name in PatchingConfig.model_fields if name != "compare"),
+    *ANSWER_KEYS,
+    PICTURE_KEY,
+)
+COMPARED_KEYS = ("compare", "n_pairs", "align", "min_gap", "modes", "kinds", "template_positions", "latex")
+PATCHING_COMPARISON_KEYS = (
+    *(f"patching.{name}" for name in COMPARED_KEYS),
+    "analysis.bootstrap",
+    "seed",
+    "system_prompt",
+)
 
 HALVES = "halves of the prompts"
 """Name of the work that trains SAEs on halves."""
@@ -85,9 +104,15 @@ class RefusalCircuitAnalyzer:
     def pipeline(self, paths: ResultPaths) -> Pipeline:
         """Return the units of the configuration, ready to run or to be looked at."""
         units = [unit for model in self.config.models for unit in self._units(model, paths)]
-        compared = tuple(unit for unit in units if unit.stage is Stage.COMPARE)
-        units.append(self._report(paths, compared))
+        units += self._patching_comparison(units, paths)
+        units.append(self._report(paths, tuple(unit for unit in units if self._is_reported(unit, units, paths))))
         return Pipeline(self.config, paths, units, self.forced)
+
+    def _is_reported(self, unit: Unit, units: list[Unit], paths: ResultPaths) -> bool:
+        """Return whether the report shows a unit; what is not asked for only while it is up to date."""
+        if unit.stage in BESIDE and unit.stage not in self.config.stages:
+            return Pipeline(self.config, paths, units, self.forced).state(unit).is_up_to_date
+        return unit.stage in (Stage.COMPARE, *BESIDE)
 
     def run(self) -> ResultPaths:
         """Run every stage that is asked for and not up to date; return where the results lie.
@@ -187,7 +212,44 @@ class RefusalCircuitAnalyzer:
             paths,
         )
         compare = replace(compare, version=COMPARE_VERSION)
-        return [inference, saes, circuits, compare]
+        beside = (*self._directions(model, paths, inference), *self._patching(inference, paths))
+        return [inference, saes, circuits, compare, *beside]
+
+    def _directions(self, model: str, paths: ResultPaths, inference: Unit) -> list[Unit]:
+        """Return the directions unit where it is asked for, or was made: the report then shows it."""
+        if Stage.DIRECTIONS not in self.config.stages and not paths.stage_record(Stage.DIRECTIONS, model).exists():
+            return []
+        unit = self._unit(
+            Stage.DIRECTIONS,
+            model,
+            DIRECTION_KEYS,
+            (inference,),
+            _direct,
+            partial(_direction_files, paths, model),
+            paths,
+        )
+        return [replace(unit, inputs=outside_files(self.config))]
+
+    def _patching(self, inference: Unit, paths: ResultPaths) -> list[Unit]:
+        """Return the unit of a model's patching, where it is asked for, or was made: the report shows it."""
+        model, source = inference.model, self.config.patching.pairs
+        assert model is not None  # a unit of one model
+        if Stage.PATCHING not in self.config.stages and not paths.stage_record(Stage.PATCHING, model).exists():
+            return []
+        outputs = partial(_patching_files, self.config, paths, model)
+        unit = self._unit(Stage.PATCHING, model, PATCHING_KEYS, (inference,), _patch, outputs, paths)
+        files = () if source in SOURCES else (Path(source),)
+        return [replace(unit, inputs=files, lacks=partial(_lacks_circuits, self.config, paths, model))]
+
+    def _patching_comparison(self, units: list[Unit], paths: ResultPaths) -> list[Unit]:
+        """Return the unit that compares models by patching, where that is asked for."""
+        if Stage.PATCHING not in self.config.stages or not self.config.patching.compare:
+            return []
+        compared = {name for pair in self.config.patching.compare for name in pair}
+        needs = tuple(unit for unit in units if unit.stage is Stage.INFERENCE and unit.model in compared)
+        outputs = partial(_patching_comparison_files, paths)
+        run = partial(_compare_patched, self.config, paths)
+        return [Unit(Stage.PATCHING, None, PATCHING_COMPARISON_KEYS, (), needs, outputs, run)]
 
     def _inference(self, model: str, paths: ResultPaths) -> Unit:
         files = local_files(self.config.dataset_dir, self.config.safe_subset)
@@ -217,9 +279,16 @@ class RefusalCircuitAnalyzer:
             from circuits.report import write_reports
 
             configuration = self.config.model_dump(mode="json")
+            patched = [unit.model for unit in needs if unit.stage is Stage.PATCHING and unit.model is not None]
+            settings = self.config.report
             written.extend(
                 write_reports(
-                    paths, self.config.models, self.config.report, configuration, self.config.report.image_format
+                    paths,
+                    self.config.models,
+                    settings,
+                    configuration,
+                    directed={unit.model for unit in needs if unit.stage is Stage.DIRECTIONS and unit.model},
+                    patched=patched,
                 )
             )
 
@@ -240,6 +309,46 @@ def _compare(config: Config, model: str, paths: ResultPaths) -> None:
     from circuits.compare_stage import compare_categories
 
     compare_categories(config, model, paths)
+
+
+def _direct(config: Config, model: str, paths: ResultPaths) -> None:
+    from circuits.direction_stage import run_directions
+
+    run_directions(config, model, paths)
+
+
+def _direction_files(paths: ResultPaths, model: str) -> list[Path]:
+    from circuits.direction_files import direction_files
+
+    return direction_files(paths, model)
+
+
+def _patch(config: Config, model: str, paths: ResultPaths) -> None:
+    from circuits.patching_stage import patch_model
+
+    patch_model(config, model, paths)
+
+
+def _lacks_circuits(config: Config, paths: ResultPaths, model: str) -> str | None:
+    from circuits.patching_stage import lacks_circuits
+
+    return lacks_circuits(config, paths, model)
+
+
+def _patching_files(config: Config, paths: ResultPaths, model: str) -> list[Path]:
+    from circuits.patching_stage import patching_files
+
+    return patching_files(config, paths, model)
+
+
+def _compare_patched(config: Config, paths: ResultPaths) -> None:
+    from circuits.patching_stage import compare_models_of
+
+    compare_models_of(config, paths)
+
+
+def _patching_comparison_files(paths: ResultPaths) -> list[Path]:
+    return sorted(path for path in (paths.root / "patching" / "comparisons").rglob("[!.]*") if path.is_file())
 
 
 def _existing(*paths: Path) -> list[Path]:

@@ -14,15 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refusal.artefacts import ResultPaths
 from refusal.cli import (
     SMALL_MODEL,
     build_parser,
+    build_stage_parser,
     read_config,
     run_command,
     stages_named,
     use_one_thread_for_small_models,
 )
-from refusal.config import Config, Stage
+from refusal.config import MAIN_STAGES, Config, Stage
 from refusal.errors import InputError
 from refusal.processes import WHOLE, Part
 from refusal.shards import named, parse, without_flag
@@ -45,6 +47,20 @@ def inference_main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(words)
     return run_command(partial(_inference_job, arguments, words), verbose=arguments.verbose)
+
+
+def directions_main(argv: Sequence[str] | None = None) -> int:
+    """Run inference and the directions stage, or look at a folder of published directions; return the exit status."""
+    parser = build_stage_parser("Refusal directions: find, select, try out; or look at published ones.", inspects=True)
+    arguments = parser.parse_args(argv)
+    return run_command(partial(_directions_job, arguments), verbose=arguments.verbose)
+
+
+def patching_main(argv: Sequence[str] | None = None) -> int:
+    """Run activation patching, after the inference it needs; return the exit status."""
+    parser = build_stage_parser("Where is refusal decided? Activation patching of layers, heads and positions.")
+    arguments = parser.parse_args(argv)
+    return run_command(partial(_beside_job, Stage.PATCHING, arguments), verbose=arguments.verbose)
 
 
 @dataclass(frozen=True)
@@ -81,6 +97,35 @@ def _main_job(arguments: argparse.Namespace, words: Sequence[str]) -> str:
     return _run(_Job(config, forced, arguments.dry_run, without_flag("run_circuit_analysis.py", words), shard))
 
 
+def _directions_job(arguments: argparse.Namespace) -> str:
+    if arguments.inspect is not None:
+        from circuits.direction_inspection import inspect_folder
+
+        return inspect_folder(arguments.inspect, arguments.result_dir)
+    return _beside_job(Stage.DIRECTIONS, arguments)
+
+
+def _beside_job(stage: Stage, arguments: argparse.Namespace) -> str:
+    """Run a stage that leads to no verdict after the inference it needs, and the report where there is one."""
+    config = read_config(arguments)
+    stages: tuple[Stage, ...] = (Stage.INFERENCE, stage)
+    if arguments.stages is not None:
+        stages = stages_named(arguments.stages, "--stages")
+    elif _is_compared(config.model_copy(update={"stages": stages})):
+        stages = (*stages, Stage.REPORT)
+    forced = frozenset(stage for text in arguments.force for stage in stages_named(text, "--force"))
+    return _run(_Job(config.model_copy(update={"stages": stages}), forced, arguments.dry_run, ""))
+
+
+def _is_compared(config: Config) -> bool:
+    """Return whether the result folder holds an up-to-date comparison of every model, so that there is a report."""
+    from circuits.analyzer import RefusalCircuitAnalyzer
+    from refusal.artefacts import ResultPaths
+
+    pipeline = RefusalCircuitAnalyzer(config).pipeline(ResultPaths(config.result_dir))
+    return all(pipeline.state(unit).is_up_to_date for unit in pipeline.units if unit.stage is Stage.COMPARE)
+
+
 def _inference_job(arguments: argparse.Namespace, words: Sequence[str]) -> str:
     config = read_config(arguments).model_copy(update={"stages": (Stage.INFERENCE,)})
     shard = _shard(arguments, is_forced=arguments.force)
@@ -110,7 +155,8 @@ def _shard(arguments: argparse.Namespace, *, is_forced: bool) -> Part | None:
 
 def _run(job: _Job) -> str:
     from circuits.analyzer import RefusalCircuitAnalyzer
-    from circuits.plan import check_before_loading, describe_plan, model_size
+    from circuits.plan import describe_plan
+    from refusal.needs import check_before_loading, model_size
     from refusal.processes import connected, this_part
 
     config, part = job.config, this_part()
@@ -144,9 +190,13 @@ def _do(job: _Job, analyzer: RefusalCircuitAnalyzer) -> str:
 
 def _last_line(config: Config, root: Path) -> str:
     last = max(config.stages, key=list(Stage).index)
+    if last is Stage.PATCHING:
+        return f"Written to {root}. Open {ResultPaths(root).patching(config.models[0]) / 'report.html'}"
     if last is Stage.REPORT:
         page = root / ("report.html" if config.report.html else "circuit_analysis_summary.txt")
         return f"Written to {root}. Open {page}; refusal metrics: python run_analysis.py --results-dir {root}"
-    following = list(Stage)[list(Stage).index(last) + 1]
+    if last is Stage.DIRECTIONS:
+        return f"Written to {root}. Look into {root / 'directions'} and {root / 'visualizations'} (*_directions_*)"
+    following = MAIN_STAGES[MAIN_STAGES.index(last) + 1]
     train = " --train-saes" if following is Stage.SAES else ""
     return f"Written to {root}. Next: python run_circuit_analysis.py --config FILE{train} (stage {following})"

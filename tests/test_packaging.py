@@ -25,7 +25,7 @@ NOT_SHIPPED = {"refusal/ruff.toml"}
 """Files in the packages' folders that only developers need."""
 BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
 
-SCRIPTS = sorted([*ROOT.glob("*.py"), *ROOT.glob("src/*.py")])
+SCRIPTS = sorted([*ROOT.glob("*.py"), *ROOT.glob("src/*.py"), *ROOT.glob("jobs/*.py")])
 MODULES = [".".join(path.parent.relative_to(ROOT / "src").parts) for path in sorted(ROOT.glob("src/**/__main__.py"))]
 COMMANDS = {path.name: [str(path)] for path in SCRIPTS} | {name: ["-m", name] for name in MODULES}
 BENCHMARKS = sorted(path for path in ROOT.glob("benchmarks/**/*.py") if '__name__ == "__main__"' in path.read_text())

@@ -15,21 +15,20 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from refusal.config_messages import Places, describe
+from refusal.config_patching import PatchingConfig
+from refusal.config_types import AutoInt, Int, Number, Prose, Section, Seed, Text
 from refusal.errors import InputError
 from refusal.sites import CAPTURED_KINDS, STREAM_KINDS, Site, SiteKind
-from refusal.usable_text import check_told_apart, local_path, usable_name, whole_characters
+from refusal.usable_text import check_told_apart, local_path
 from refusal.yaml_file import Location, read_value, read_yaml
 
 
@@ -44,8 +43,16 @@ class Stage(StrEnum):
     """Find each category's circuit."""
     COMPARE = "compare"
     """Measure transfer between categories and reach a verdict."""
+    DIRECTIONS = "directions"
+    """Find, select and try refusal directions; beside the circuits, from the inference stage alone."""
+    PATCHING = "patching"
+    """Locate refusal by activation patching. Runs where it is asked for."""
     REPORT = "report"
     """Write summary, figures and the HTML report."""
+
+
+MAIN_STAGES = (Stage.INFERENCE, Stage.SAES, Stage.CIRCUITS, Stage.COMPARE, Stage.REPORT)
+"""The stages that run when a configuration names none."""
 
 
 def _site_name(name: str) -> str:
@@ -83,33 +90,8 @@ def _name_of(name: str, kinds: Sequence[SiteKind], said: str) -> str:
         raise ValueError(f"allowed are {said}{hint}") from error
 
 
-def _no_truth_value(value: Any) -> Any:
-    """Refuse true, which Python takes for 1."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("number_expected", "a number is expected")
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_no_truth_value)]
-Number = Annotated[float, BeforeValidator(_no_truth_value)]
-AutoInt = Literal["auto"] | Annotated[Int, Field(ge=1)]
-Seed = Annotated[Int, Field(ge=0, le=2**32 - 1)]
-Text = Annotated[str, Field(min_length=1), AfterValidator(usable_name)]
-Prose = Annotated[str, AfterValidator(whole_characters)]
 SiteName = Annotated[str, AfterValidator(_site_name)]
 ExtraSiteName = Annotated[str, AfterValidator(_extra_site_name)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_default(cls, value: Any) -> Any:
-        """Take a section of which every key is commented out as an empty one."""
-        return {} if value is None else value
 
 
 class CaptureConfig(Section):
@@ -255,6 +237,75 @@ class AnalysisConfig(Section):
         return self
 
 
+Share = Annotated[Number, Field(gt=0, lt=1)]
+ContrastName = Text | tuple[Text, Text]
+
+
+class DirectionsConfig(Section):
+    """Refusal directions."""
+
+    contrast: Literal["behaviour", "dataset_label"] = Field(
+        default="behaviour",
+        description="Between which prompts means differ: refused and complied, or toxic refused and safe complied.",
+    )
+    n_positions: AutoInt = Field(
+        default="auto", description="Last prompt tokens to read at; auto: those that all prompts end with."
+    )
+    split: tuple[Share, Share, Share] = Field(
+        default=(0.5, 0.2, 0.3), description="Shares of train, validation and test prompts."
+    )
+    validation_prompts: Int = Field(default=32, ge=2, description="Prompts of each side to select on, at most.")
+    test_prompts: Int = Field(default=64, ge=2, description="Prompts of each side to judge on, at most.")
+    ablate_to: Literal["auto", "zero", "complied"] = Field(
+        default="auto",
+        description="What ablation leaves: nothing (published), or the value in complied prompts; auto: whichever "
+        "passes the filters and removes more on validation prompts.",
+    )
+    steer_at: Literal["auto", "all", "answer", "readout"] = Field(
+        default="auto",
+        description="Positions that interventions act on; auto: where ablation and addition both work best on "
+        "validation prompts.",
+    )
+    max_depth: Annotated[Number, Field(gt=0, le=1)] = Field(
+        default=0.8, description="Directions are taken from layers below this share of the depth."
+    )
+    max_kl: Annotated[Number, Field(ge=0)] = Field(
+        default=0.1, description="Largest change of the first token on complied prompts under ablation, nats."
+    )
+    min_induce: Number = Field(default=0.0, description="Smallest m of complied prompts under addition, logits.")
+    coefficients: tuple[Annotated[Number, Field(gt=0)], ...] = Field(
+        default=(0.25, 0.5, 1.0, 1.5), min_length=1, description="Doses, times the difference in means."
+    )
+    controls: Int = Field(default=3, ge=0, le=100, description="Random directions of equal norm beside every dose.")
+    contrasts: tuple[ContrastName, ...] = Field(
+        default=("harmful_harmless", "negative_neutral"),
+        description="Other contrasts to hold the refusal direction against: shipped sets, files with text and label, "
+        "or pairs of files.",
+    )
+    text_file: Path | None = Field(
+        default=None, description="Ordinary text on which perplexity is measured too; UTF-8, a text a paragraph."
+    )
+
+    @field_validator("split")
+    @classmethod
+    def _whole(cls, shares: tuple[float, float, float]) -> tuple[float, float, float]:
+        if abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(f"the shares sum to {sum(shares):g}; train, validation and test must sum to 1")
+        return shares
+
+    @field_validator("coefficients")
+    @classmethod
+    def _ascending(cls, doses: tuple[float, ...]) -> tuple[float, ...]:
+        if list(doses) != sorted(set(doses)):
+            raise ValueError("doses must ascend and differ")
+        return doses
+
+    @field_validator("text_file")
+    @classmethod
+    def _file(cls, path: Path | None) -> Path | None:
+        return None if path is None else local_path(str(path) if path.parts else "")
+
+
 class ReportConfig(Section):
     """Reports."""
 
@@ -308,7 +359,7 @@ class Config(Section):
     activation_layers: Literal["all"] | tuple[SiteName, ...] = Field(
         default="all", description="all (every residuals_N) or sites."
     )
-    stages: tuple[Stage, ...] = Field(default=tuple(Stage), min_length=1, description="Stages to run.")
+    stages: tuple[Stage, ...] = Field(default=MAIN_STAGES, min_length=1, description="Stages to run.")
     result_dir: Path = Field(default=Path("results"), description="Where everything is written.")
     train_saes: bool = Field(default=True, description="Train SAEs in the saes stage; false: use those that are there.")
     capture: CaptureConfig = Field(default_factory=CaptureConfig)
@@ -316,6 +367,8 @@ class Config(Section):
     sae: SaeConfig = Field(default_factory=lambda: SaeConfig())
     circuit: CircuitConfig = Field(default_factory=CircuitConfig)
     analysis: AnalysisConfig = Field(default_factory=AnalysisConfig)
+    directions: DirectionsConfig = Field(default_factory=lambda: DirectionsConfig())
+    patching: PatchingConfig = Field(default_factory=PatchingConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 

@@ -85,6 +85,8 @@ _ATTENTION_PROJECTIONS = (
 """Paths from a block to the output projection of its attention, whose inputs are the heads, side by side."""
 _DOWN_PROJECTIONS = ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.c_proj", "mlp.fc2", "fc2")
 """Paths from a block to the last projection of its MLP, whose inputs are the hidden neurons; a mixture has none."""
+_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+"""Names of the norm after the last block, beside the list of blocks."""
 _READ_BEFORE = {
     SiteKind.HEADS: (_ATTENTION_PROJECTIONS, "attention whose heads"),
     SiteKind.NEURONS: (_DOWN_PROJECTIONS, "single MLP whose neurons"),
@@ -324,6 +326,29 @@ class ChatModel:
         by_head: Tensor = written.unflatten(0, (self.n_heads, -1))
         return by_head
 
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm between the last residual state and the logits.
+
+        Raises:
+            InputError: The module that holds the blocks has none of the names that final norms have.
+        """
+        holder = _walk(self.model, self.family.blocks.rpartition(".")[0])
+        found = None if holder is None else _first_of(holder, _FINAL_NORMS)
+        if found is None:
+            raise InputError(
+                f"{self.name}: no final norm is found beside {self.family.blocks} (by the names "
+                f"{', '.join(_FINAL_NORMS)}); "
+                "add its name to _FINAL_NORMS in src/refusal/models.py"
+            )
+        return found
+
+    def attention_post_norm(self, layer: int) -> nn.Module | None:
+        """Return the norm between a block's attention and the residual stream; None where there is none."""
+        attention = self.site_module(Site(SiteKind.ATTENTION, layer))
+        projection = self.site_module(Site(SiteKind.HEADS, layer))
+        return None if any(module is projection for module in attention.modules()) else attention
+
     def resolve_sites(self, names: str | Sequence[str]) -> list[Site]:
         """Return the sites of a configuration's `activation_layers` in order of depth.
 
@@ -425,6 +450,24 @@ class ChatModel:
             hooks.callback(module.register_forward_pre_hook(on_input).remove)
         else:
             hooks.callback(module.register_forward_hook(on_output).remove)
+        return hooks
+
+    def on_stream_start(self, use: SiteUse) -> ExitStack:
+        """Call `use` with the input of block 0 (the embeddings, as they enter the residual stream) in every pass.
+
+        It is no site: nothing is captured or trained there. Directions that are taken out of the whole stream are taken
+        out here too. The rest is as for `on_site`.
+        """
+
+        def on_input(module: Any, args: Any, kwargs: Any) -> Any:
+            """Edit the hidden states, which some families pass by name."""
+            changed = use(args[0] if args else kwargs["hidden_states"])
+            if changed is None:
+                return None
+            return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
+
+        hooks = ExitStack()
+        hooks.callback(self._blocks[0].register_forward_pre_hook(on_input, with_kwargs=True).remove)
         return hooks
 
     # Checks ----------------------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ class Pipeline:
         config: The configuration.
         paths: The result folder.
         units: All units of the configuration; each after those it needs.
-        forced: Stages to redo, and with them the stages that follow.
+        forced: Stages to redo, and with them every unit that needs one of theirs.
     """
 
     def __init__(self, config: Config, paths: ResultPaths, units: Sequence[Unit], forced: frozenset[Stage]) -> None:
@@ -104,8 +104,7 @@ class Pipeline:
         self.paths = paths
         self.units = units
         self.forced = forced
-        order = list(Stage)
-        self._redone = frozenset(order[min(map(order.index, forced)) :] if forced else ())
+        self._redone = _with_dependents(units, forced)
         self._done: set[tuple[Stage, str | None]] = set()
 
     def state(self, unit: Unit) -> State:
@@ -131,7 +130,7 @@ class Pipeline:
         return State(lacking is None, lacking or "up to date")
 
     def _is_forced(self, unit: Unit) -> bool:
-        return unit.stage in self._redone and (unit.stage, unit.model) not in self._done
+        return (unit.stage, unit.model) in self._redone - self._done
 
     def _record(self, unit: Unit) -> dict[str, Any] | None:
         """Return what a unit left when it was done; None if it left nothing that can be read."""
@@ -334,6 +333,15 @@ class Pipeline:
         write_json(self.paths.manifest, manifest)
 
 
+def _with_dependents(units: Sequence[Unit], forced: frozenset[Stage]) -> frozenset[tuple[Stage, str | None]]:
+    """Return the units of the forced stages and all that need one of them, directly or by way of others."""
+    redone: set[tuple[Stage, str | None]] = set()
+    for unit in units:
+        if unit.stage in forced or any((needed.stage, needed.model) in redone for needed in unit.needs):
+            redone.add((unit.stage, unit.model))
+    return frozenset(redone)
+
+
 class _Collector(logging.Handler):
     """Keeps the text of each warning once."""
 
@@ -411,8 +419,12 @@ def _shown_change(old: Any, new: Any) -> str:
 def _command(stage: Stage) -> str:
     if stage is Stage.INFERENCE:
         return "python src/run_inference.py --config FILE"
+    if stage is Stage.PATCHING:
+        return "python run_patching.py --config FILE"
     if stage is Stage.SAES:
         return "python run_circuit_analysis.py --config FILE --train-saes"
+    if stage is Stage.DIRECTIONS:
+        return "python run_directions.py --config FILE"
     return f"python run_circuit_analysis.py --config FILE --stages {stage}"
 
 

@@ -72,19 +72,24 @@ class YamlFile:
     """Keys that stand twice."""
 
 
-def read_yaml(path: Path) -> YamlFile:
+def read_yaml(path: Path, flag: str = "--config", example: str = EXAMPLE) -> YamlFile:
     """Return what a YAML file with `key: value` lines holds; an empty file holds nothing.
+
+    Args:
+        path: The file.
+        flag: The option that names it on the command line.
+        example: A file of its kind, for messages.
 
     Raises:
         InputError: The file is missing, no UTF-8 text, no valid YAML, or no mapping.
     """
-    text = _read_text(path)
+    text = _read_text(path, flag, example)
     try:
         node = yaml.compose(text, Loader=_Loader)
         if node is None:
             return YamlFile()
         if not isinstance(node, yaml.MappingNode):
-            raise InputError(f"{path}:{_line(node)}: the file holds no `key: value` lines; see {EXAMPLE}")
+            raise InputError(f"{path}:{_line(node)}: the file holds no `key: value` lines; see {example}")
         found = _Walk(str(path))
         found.document(node)
         if found.unusable:
@@ -93,7 +98,7 @@ def read_yaml(path: Path) -> YamlFile:
     except yaml.YAMLError as error:
         raise InputError(_syntax_message(path, error)) from error
     except RecursionError as error:
-        raise InputError(f"{path}: not valid YAML: nested too deeply; see {EXAMPLE}") from error
+        raise InputError(f"{path}: not valid YAML: nested too deeply; see {example}") from error
     return YamlFile(content, found.lines, tuple(found.findings))
 
 
@@ -116,25 +121,25 @@ def read_value(text: str) -> Any:
         raise ValueError(getattr(error, "problem", None) or "cannot be read") from error
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, flag: str, example: str) -> str:
     try:
         with path.open("rb") as handle:  # what is piped in is read too, and not without end
             content = handle.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
-            raise InputError(f"--config {path}: more than {MOST_BYTES} bytes; give a YAML file, e.g. {EXAMPLE}")
+            raise InputError(f"{flag} {path}: more than {MOST_BYTES} bytes; give a YAML file, e.g. {example}")
         return content.decode("utf-8")
     except FileNotFoundError as error:
-        raise InputError(f"--config {path}: no such file; give a YAML file, e.g. {EXAMPLE}{_near(path)}") from error
+        raise InputError(f"{flag} {path}: no such file; give a YAML file, e.g. {example}{_near(path)}") from error
     except UnicodeDecodeError as error:
         raise InputError(
-            f"--config {path}: not readable as UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); "
+            f"{flag} {path}: not readable as UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); "
             "save it as UTF-8"
         ) from error
     except (OSError, ValueError) as error:
         inside = _yaml_files(path)
         hint = f"; in it are {', '.join(map(str, inside[:6]))}" if inside else ""
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"--config {path}: not readable ({reason}); give a YAML file{hint}") from error
+        raise InputError(f"{flag} {path}: not readable ({reason}); give a YAML file{hint}") from error
 
 
 def _near(path: Path) -> str:

@@ -125,8 +125,10 @@ def test_five_random_kills_in_one_run_then_a_plain_run_give_the_same_verdict_and
     assert not list(root.rglob(".*")), "no lock and no part of a file is left"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [*((stage, signal.SIGINT) for stage in STAGES), ("inference", signal.SIGTERM), ("saes", signal.SIGTERM)],
+)
 def test_an_interruption_in_any_stage_ends_with_130_and_the_same_command_resumes(whole, root, stage, number):
     without_stages_from(stage, whole, root)
     process = start_stopped_in(stage, command(root), number)
@@ -247,17 +249,14 @@ def test_a_limit_of_the_system_on_the_size_of_files_is_told_with_the_file(whole,
 
 
 @pytest.mark.parametrize(
-    ("stage", "module", "name"),
+    ("stage", "module", "name", "error"),
     [
-        ("inference", inference, "capture"),
-        ("inference", behaviour, "learn_openers"),
-        ("saes", training, "train_stack"),
-        ("circuits", circuit_stage, "attribute"),
-        ("compare", compare_stage, "measure_transfer"),
+        ("inference", inference, "capture", torch.OutOfMemoryError("CUDA out of memory.")),
+        ("inference", behaviour, "learn_openers", MemoryError()),
+        ("saes", training, "train_stack", RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")),
+        ("circuits", circuit_stage, "attribute", torch.OutOfMemoryError("CUDA out of memory.")),
+        ("compare", compare_stage, "measure_transfer", MemoryError("Unable to allocate 9 TiB")),
     ],
-)
-@pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()], ids=["torch", "numpy"]
 )
 def test_memory_that_runs_out_is_told_and_loses_nothing(whole, root, monkeypatch, capsys, stage, module, name, error):
     without_stages_from(stage, whole, root)

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal.config import AnalysisConfig, Config, Stage, chosen, load, plain
+from refusal.config import MAIN_STAGES, AnalysisConfig, Config, chosen, load, plain
 from refusal.errors import InputError
 
 
@@ -37,7 +37,7 @@ def test_defaults_are_those_of_the_contract():
     config = Config()
     assert config.models == ("planted/monolithic", "planted/modular")
     assert (config.num_samples_per_category, config.safe_subset, config.max_new_tokens) == (100, "80k", 32)
-    assert config.stages == tuple(Stage)
+    assert config.stages == MAIN_STAGES
     assert config.sae.seeds == (0, 1, 2)
     assert (config.circuit.method, config.circuit.ig_steps, config.circuit.max_nodes) == ("attribution", 10, 100)
     assert config.analysis == AnalysisConfig(
@@ -71,8 +71,8 @@ def test_all_findings_come_at_once_with_line_and_nearest_name(write):
         ),
         (
             "stages:\n- saes\n- inferance",
-            "x.yaml:3: stages: found 'inferance'; allowed is inference, saes, circuits, compare or report; "
-            "did you mean inference?",
+            "x.yaml:3: stages: found 'inferance'; allowed is inference, saes, circuits, compare, directions, patching "
+            "or report; did you mean inference?",
         ),
         (
             "num_samples_per_category: 7",

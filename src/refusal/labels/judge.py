@@ -267,7 +267,7 @@ def _kind(name: str, source: str, arguments: Mapping[str, Any]) -> str:
     try:
         config = AutoConfig.from_pretrained(source, **arguments)
     except Exception as error:
-        log.debug("%s: cannot be read", name, exc_info=True)  # whatever the libraries raise on a stranger's files
+        log.debug("%s: its configuration cannot be read", name, exc_info=True)  # whatever libraries raise on its files
         raise InputError(
             f"{KEY}: {name}: its configuration cannot be read: {first_line(error)}; give a model folder"
         ) from error

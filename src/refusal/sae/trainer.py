@@ -33,6 +33,7 @@ from refusal.sae.gradients import AuxK, Weights
 from refusal.sae.normalise import NormalisedRows, fold
 from refusal.sae.objectives import CPU, OBJECTIVES, decode
 from refusal.sae.rows import RowSource, RowSplit, RowStream, seeded_generator
+from refusal.stopping import delayed
 
 log = logging.getLogger(__name__)
 
@@ -161,19 +162,25 @@ def train_stack(
 
     Raises:
         ArtefactError: The checkpoint is damaged.
+        KeyboardInterrupt: The process was told to stop; the checkpoint holds the evaluation after that.
         InputError: The recipe does not fit the data, rows are not finite or all the same, or the loss diverges.
     """
     check_recipe(recipe, len(split.train))
     run = _StackRun(tasks, split, recipe, device)
     saved = None if checkpoint is None else checkpoint.load()
+    names = ", ".join(sorted({task.name for task in tasks}))
     if saved is not None:
         step = run.restore(saved)
-        log.info("%s: going on from step %d of %d", ", ".join(sorted({t.name for t in tasks})), step, recipe.steps)
+        log.info("%s: going on from step %d of %d", names, step, recipe.steps)
         on_steps(step)
-    while run.active:
-        on_steps(run.advance())
-        if checkpoint is not None and run.active and checkpoint.is_due():
-            checkpoint.save(run.state())
+    with delayed() as is_told_to_stop:
+        log.info("%s: training %d SAEs", names, len(tasks))
+        while run.active:
+            on_steps(run.advance())
+            if checkpoint is not None and run.active and (checkpoint.is_due() or is_told_to_stop()):
+                checkpoint.save(run.state())
+            if is_told_to_stop():
+                break
     return [run.result(index) for index in range(len(tasks))]
 
 
