@@ -14,7 +14,7 @@ from refusal.artefacts import ResultPaths
 from refusal.config import Config, Stage
 from refusal.config_patching import SOURCES, PatchingConfig
 from refusal.directions.inputs import outside_files
-from refusal.model_files import decisive_files
+from refusal.model_files import decisive_files, model_folder
 from refusal.models import resolve
 from refusal.processes import WHOLE, Part, Team
 from refusal.prompts import local_files
@@ -192,7 +192,7 @@ class RefusalCircuitAnalyzer:
         saes = self._unit(
             Stage.SAES, model, SAE_KEYS, (inference,), self._train_saes, partial(_sae_files, paths, model), paths
         )
-        saes = replace(saes, version=SAES_VERSION)
+        saes = replace(saes, version=SAES_VERSION, fetched=partial(_pretrained_files, self.config.sae.pretrained))
         circuits = self._unit(
             Stage.CIRCUITS,
             model,
@@ -257,9 +257,9 @@ class RefusalCircuitAnalyzer:
         # a key of its own only when it is on: results of earlier versions, which did not have it, stay up to date
         keys = (*INFERENCE_KEYS, *(("trust_remote_code",) if self.config.trust_remote_code else ()))
         unit = self._unit(Stage.INFERENCE, model, keys, (), self._infer, outputs, paths)
-        inputs = (*files, *decisive_files(*resolve(model)))
         lacks = partial(_lacks_positions, self.config, paths, model)
-        return Unit(unit.stage, model, unit.keys, inputs, (), outputs, unit.run, lacks)
+        fetched = partial(_model_files, *resolve(model))
+        return replace(unit, inputs=files, lacks=lacks, fetched=fetched, is_read_checked=_is_of_positions)
 
     def _unit(
         self,
@@ -358,6 +358,21 @@ def _existing(*paths: Path) -> list[Path]:
 def _inference_files(paths: ResultPaths, model: str) -> list[Path]:
     files = sorted(path for path in paths.activations(model).glob("[!.]*") if path.is_file())
     return [*files, paths.refusal_labels(model), paths.model_outputs(model), paths.evaluation(model)]
+
+
+def _is_of_positions(path: Path) -> bool:
+    """Return whether an output is one of the huge ones, which the store compares with its index as it reads them."""
+    return path.name.startswith("positions-")
+
+
+def _model_files(source: str, revision: str | None) -> tuple[Path, ...] | None:
+    return None if model_folder(source, revision) is None else decisive_files(source, revision)
+
+
+def _pretrained_files(pattern: str | None) -> tuple[Path, ...] | None:
+    from refusal.sae.pretrained import files_here
+
+    return () if pattern is None else files_here(pattern)
 
 
 def _lacks_positions(config: Config, paths: ResultPaths, model: str) -> str | None:
