@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := src circuits jobs tests benchmarks run_circuit_analysis.py run_patching.py run_analysis.py
+SOURCES := src circuits jobs tests benchmarks notebooks run_circuit_analysis.py run_directions.py run_patching.py run_analysis.py
 
 .PHONY: quickstart test lint clean
 

@@ -13,7 +13,8 @@ from circuits.tracking import track
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, Stage
 from refusal.config_patching import SOURCES, PatchingConfig
-from refusal.model_files import decisive_files
+from refusal.directions.inputs import outside_files
+from refusal.model_files import decisive_files, model_folder
 from refusal.models import resolve
 from refusal.processes import WHOLE, Part, Team
 from refusal.prompts import local_files
@@ -37,6 +38,8 @@ INFERENCE_KEYS = (
     "activation_layers",
     "capture",
 )
+BESIDE = (Stage.DIRECTIONS, Stage.PATCHING)
+"""Stages that lead to no verdict; they run where they are asked for."""
 SAES_VERSION = 2
 """Raised when the stage leaves other files or numbers for the same inputs; SAEs whose weights are the same are kept."""
 COMPARE_VERSION = 2
@@ -44,6 +47,7 @@ COMPARE_VERSION = 2
 SAE_KEYS = ("sae", "seed", "activation_layers")
 CIRCUIT_KEYS = ("circuit", "sae.seeds", "seed", "categories", "activation_layers")
 COMPARE_KEYS = (*CIRCUIT_KEYS, "analysis")
+DIRECTION_KEYS = ("directions", "seed", "analysis", "categories", "max_new_tokens", "system_prompt", "report")
 ANSWER_KEYS = ("analysis.bootstrap", "categories", "seed", "max_new_tokens", "system_prompt", "labels")
 PICTURE_KEY = "report.image_format"
 PATCHING_KEYS = (
@@ -105,10 +109,10 @@ class RefusalCircuitAnalyzer:
         return Pipeline(self.config, paths, units, self.forced)
 
     def _is_reported(self, unit: Unit, units: list[Unit], paths: ResultPaths) -> bool:
-        """Return whether the report shows a unit; patching that is not asked for only while it is up to date."""
-        if unit.stage is Stage.PATCHING and unit.stage not in self.config.stages:
+        """Return whether the report shows a unit; what is not asked for only while it is up to date."""
+        if unit.stage in BESIDE and unit.stage not in self.config.stages:
             return Pipeline(self.config, paths, units, self.forced).state(unit).is_up_to_date
-        return unit.stage in (Stage.COMPARE, Stage.PATCHING)
+        return unit.stage in (Stage.COMPARE, *BESIDE)
 
     def run(self) -> ResultPaths:
         """Run every stage that is asked for and not up to date; return where the results lie.
@@ -188,7 +192,7 @@ class RefusalCircuitAnalyzer:
         saes = self._unit(
             Stage.SAES, model, SAE_KEYS, (inference,), self._train_saes, partial(_sae_files, paths, model), paths
         )
-        saes = replace(saes, version=SAES_VERSION)
+        saes = replace(saes, version=SAES_VERSION, fetched=partial(_pretrained_files, self.config.sae.pretrained))
         circuits = self._unit(
             Stage.CIRCUITS,
             model,
@@ -208,7 +212,23 @@ class RefusalCircuitAnalyzer:
             paths,
         )
         compare = replace(compare, version=COMPARE_VERSION)
-        return [inference, saes, circuits, compare, *self._patching(inference, paths)]
+        beside = (*self._directions(model, paths, inference), *self._patching(inference, paths))
+        return [inference, saes, circuits, compare, *beside]
+
+    def _directions(self, model: str, paths: ResultPaths, inference: Unit) -> list[Unit]:
+        """Return the directions unit where it is asked for, or was made: the report then shows it."""
+        if Stage.DIRECTIONS not in self.config.stages and not paths.stage_record(Stage.DIRECTIONS, model).exists():
+            return []
+        unit = self._unit(
+            Stage.DIRECTIONS,
+            model,
+            DIRECTION_KEYS,
+            (inference,),
+            _direct,
+            partial(_direction_files, paths, model),
+            paths,
+        )
+        return [replace(unit, inputs=outside_files(self.config))]
 
     def _patching(self, inference: Unit, paths: ResultPaths) -> list[Unit]:
         """Return the unit of a model's patching, where it is asked for, or was made: the report shows it."""
@@ -237,9 +257,9 @@ class RefusalCircuitAnalyzer:
         # a key of its own only when it is on: results of earlier versions, which did not have it, stay up to date
         keys = (*INFERENCE_KEYS, *(("trust_remote_code",) if self.config.trust_remote_code else ()))
         unit = self._unit(Stage.INFERENCE, model, keys, (), self._infer, outputs, paths)
-        inputs = (*files, *decisive_files(*resolve(model)))
         lacks = partial(_lacks_positions, self.config, paths, model)
-        return Unit(unit.stage, model, unit.keys, inputs, (), outputs, unit.run, lacks)
+        fetched = partial(_model_files, *resolve(model))
+        return replace(unit, inputs=files, lacks=lacks, fetched=fetched, is_read_checked=_is_of_positions)
 
     def _unit(
         self,
@@ -262,7 +282,14 @@ class RefusalCircuitAnalyzer:
             patched = [unit.model for unit in needs if unit.stage is Stage.PATCHING and unit.model is not None]
             settings = self.config.report
             written.extend(
-                write_reports(paths, self.config.models, settings, configuration, settings.image_format, patched)
+                write_reports(
+                    paths,
+                    self.config.models,
+                    settings,
+                    configuration,
+                    directed={unit.model for unit in needs if unit.stage is Stage.DIRECTIONS and unit.model},
+                    patched=patched,
+                )
             )
 
         written: list[Path] = []
@@ -282,6 +309,18 @@ def _compare(config: Config, model: str, paths: ResultPaths) -> None:
     from circuits.compare_stage import compare_categories
 
     compare_categories(config, model, paths)
+
+
+def _direct(config: Config, model: str, paths: ResultPaths) -> None:
+    from circuits.direction_stage import run_directions
+
+    run_directions(config, model, paths)
+
+
+def _direction_files(paths: ResultPaths, model: str) -> list[Path]:
+    from circuits.direction_files import direction_files
+
+    return direction_files(paths, model)
 
 
 def _patch(config: Config, model: str, paths: ResultPaths) -> None:
@@ -319,6 +358,21 @@ def _existing(*paths: Path) -> list[Path]:
 def _inference_files(paths: ResultPaths, model: str) -> list[Path]:
     files = sorted(path for path in paths.activations(model).glob("[!.]*") if path.is_file())
     return [*files, paths.refusal_labels(model), paths.model_outputs(model), paths.evaluation(model)]
+
+
+def _is_of_positions(path: Path) -> bool:
+    """Return whether an output is one of the huge ones, which the store compares with its index as it reads them."""
+    return path.name.startswith("positions-")
+
+
+def _model_files(source: str, revision: str | None) -> tuple[Path, ...] | None:
+    return None if model_folder(source, revision) is None else decisive_files(source, revision)
+
+
+def _pretrained_files(pattern: str | None) -> tuple[Path, ...] | None:
+    from refusal.sae.pretrained import files_here
+
+    return () if pattern is None else files_here(pattern)
 
 
 def _lacks_positions(config: Config, paths: ResultPaths, model: str) -> str | None:

@@ -49,12 +49,18 @@ def inference_main(argv: Sequence[str] | None = None) -> int:
     return run_command(partial(_inference_job, arguments, words), verbose=arguments.verbose)
 
 
+def directions_main(argv: Sequence[str] | None = None) -> int:
+    """Run inference and the directions stage, or look at a folder of published directions; return the exit status."""
+    parser = build_stage_parser("Refusal directions: find, select, try out; or look at published ones.", inspects=True)
+    arguments = parser.parse_args(argv)
+    return run_command(partial(_directions_job, arguments), verbose=arguments.verbose)
+
+
 def patching_main(argv: Sequence[str] | None = None) -> int:
     """Run activation patching, after the inference it needs; return the exit status."""
     parser = build_stage_parser("Where is refusal decided? Activation patching of layers, heads and positions.")
-    words = list(sys.argv[1:] if argv is None else argv)
-    arguments = parser.parse_args(words)
-    return run_command(partial(_stage_job, Stage.PATCHING, arguments), verbose=arguments.verbose)
+    arguments = parser.parse_args(argv)
+    return run_command(partial(_beside_job, Stage.PATCHING, arguments), verbose=arguments.verbose)
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,35 @@ def _main_job(arguments: argparse.Namespace, words: Sequence[str]) -> str:
     return _run(_Job(config, forced, arguments.dry_run, without_flag("run_circuit_analysis.py", words), shard))
 
 
+def _directions_job(arguments: argparse.Namespace) -> str:
+    if arguments.inspect is not None:
+        from circuits.direction_inspection import inspect_folder
+
+        return inspect_folder(arguments.inspect, arguments.result_dir)
+    return _beside_job(Stage.DIRECTIONS, arguments)
+
+
+def _beside_job(stage: Stage, arguments: argparse.Namespace) -> str:
+    """Run a stage that leads to no verdict after the inference it needs, and the report where there is one."""
+    config = read_config(arguments)
+    stages: tuple[Stage, ...] = (Stage.INFERENCE, stage)
+    if arguments.stages is not None:
+        stages = stages_named(arguments.stages, "--stages")
+    elif _is_compared(config.model_copy(update={"stages": stages})):
+        stages = (*stages, Stage.REPORT)
+    forced = frozenset(stage for text in arguments.force for stage in stages_named(text, "--force"))
+    return _run(_Job(config.model_copy(update={"stages": stages}), forced, arguments.dry_run, ""))
+
+
+def _is_compared(config: Config) -> bool:
+    """Return whether the result folder holds an up-to-date comparison of every model, so that there is a report."""
+    from circuits.analyzer import RefusalCircuitAnalyzer
+    from refusal.artefacts import ResultPaths
+
+    pipeline = RefusalCircuitAnalyzer(config).pipeline(ResultPaths(config.result_dir))
+    return all(pipeline.state(unit).is_up_to_date for unit in pipeline.units if unit.stage is Stage.COMPARE)
+
+
 def _inference_job(arguments: argparse.Namespace, words: Sequence[str]) -> str:
     config = read_config(arguments).model_copy(update={"stages": (Stage.INFERENCE,)})
     shard = _shard(arguments, is_forced=arguments.force)
@@ -100,13 +135,6 @@ def _inference_job(arguments: argparse.Namespace, words: Sequence[str]) -> str:
     forced = frozenset({Stage.INFERENCE} if arguments.force else ())
     following = without_flag("src/run_inference.py", words, "--merge")
     return _run(_Job(config, forced, arguments.dry_run, following, shard, arguments.merge))
-
-
-def _stage_job(stage: Stage, arguments: argparse.Namespace) -> str:
-    """Run one stage that leads to no verdict, after the inference it needs."""
-    config = read_config(arguments).model_copy(update={"stages": (Stage.INFERENCE, stage)})
-    forced = frozenset({stage} if arguments.force else ())
-    return _run(_Job(config, forced, arguments.dry_run, ""))
 
 
 def _shard(arguments: argparse.Namespace, *, is_forced: bool) -> Part | None:
@@ -167,6 +195,8 @@ def _last_line(config: Config, root: Path) -> str:
     if last is Stage.REPORT:
         page = root / ("report.html" if config.report.html else "circuit_analysis_summary.txt")
         return f"Written to {root}. Open {page}; refusal metrics: python run_analysis.py --results-dir {root}"
+    if last is Stage.DIRECTIONS:
+        return f"Written to {root}. Look into {root / 'directions'} and {root / 'visualizations'} (*_directions_*)"
     following = MAIN_STAGES[MAIN_STAGES.index(last) + 1]
     train = " --train-saes" if following is Stage.SAES else ""
     return f"Written to {root}. Next: python run_circuit_analysis.py --config FILE{train} (stage {following})"

@@ -14,6 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from circuits.direction_report import findings_of
 from circuits.page_data import STEPS, Texts, page_data, script_json
 from circuits.page_templates import asset, template
 from circuits.patching_page import NO_PATCHING, PatchingPart
@@ -47,6 +48,7 @@ def html_page(
             rows={model: table_categories(report, model) for model in report.models},
             thresholds=next(iter(report.comparisons.values())).thresholds,
             training=training or {},
+            directions=findings_of(report),
             data=data,
             limits=limits,
             payload=Markup(script_json(data)),

@@ -18,8 +18,7 @@ from circuits.patching_page import (
     patching_section,
 )
 from circuits.plot_patching_comparison import draw_comparison
-from circuits.text_files import write_text
-from refusal.artefacts import ResultPaths, read_json
+from refusal.artefacts import ResultPaths, read_json, write_text
 from refusal.config import Config
 from refusal.patching.compare_models import COMPARISON, compare_models
 from refusal.patching.records import PATCHING, PatchingComparison, PatchingResults

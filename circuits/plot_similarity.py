@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import seaborn
 from jaxtyping import Float
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from circuits.plot_matrix import CELL, MANY, SCALE, SMALL_CELL, label_matrix, measured_cell, unmeasured_cell
 from circuits.plot_style import (
     FAINT,
     INK,
@@ -21,18 +21,11 @@ from circuits.plot_style import (
     add_notes,
     name,
     new_figure,
-    tick_names,
     wrapped,
 )
 from circuits.summary import used_prompts_text
-from circuits.wording import estimate, interval, number, one_line, plural
+from circuits.wording import estimate, interval, one_line, plural
 from refusal.schemas import Comparison
-
-SCALE = "RdYlGn"
-"""Red to yellow to green; always from 0 to 1."""
-_CELL, _SMALL_CELL = 0.78, 0.46
-_MANY = 14
-"""Categories beyond which cells are small and hold no interval."""
 
 
 def category_order(comparison: Comparison) -> list[str]:
@@ -56,7 +49,7 @@ def similarity_values(comparison: Comparison, order: list[str]) -> Float[np.ndar
 def similarity_heatmap(comparison: Comparison) -> Figure:
     """Return the heatmap: value and 95 % interval in each cell, boxes around groups, why an entry is missing below."""
     order = category_order(comparison)
-    cell = _CELL if len(order) <= _MANY else _SMALL_CELL
+    cell = CELL if len(order) <= MANY else SMALL_CELL
     side = cell * max(len(order), 1)
     left = 0.45 + 0.075 * max(len(name(category)) for category in order) if order else 1.0
     width = left + max(side, 4.2) + 1.35
@@ -68,7 +61,7 @@ def similarity_heatmap(comparison: Comparison) -> Figure:
     if order:
         axes = add_axes(figure, left, bottom, side, side)
         _draw_matrix(figure, axes, comparison, order)
-        _label(axes, comparison, order)
+        label_matrix(axes, order, faint=set(order) - set(comparison.categories))
     return figure
 
 
@@ -100,7 +93,7 @@ def _notes(comparison: Comparison) -> str:
 
 def _draw_matrix(figure: Figure, axes: Axes, comparison: Comparison, order: list[str]) -> None:
     values = similarity_values(comparison, order)
-    small = len(order) > _MANY
+    small = len(order) > MANY
     axes.set_facecolor(UNMEASURED)
     axes.set(xlim=(0, len(order)), ylim=(len(order), 0))
     if np.isfinite(values).any():
@@ -112,13 +105,13 @@ def _draw_matrix(figure: Figure, axes: Axes, comparison: Comparison, order: list
     for i, a in enumerate(order):
         for j, b in enumerate(order):
             if np.isnan(values[i, j]):
-                _unmeasured_cell(axes, i, j, small)
+                unmeasured_cell(axes, i, j, small)
             else:
                 ends = comparison.similarity_ci.get(a, {}).get(b, (None, None)) if a != b else (None, None)
-                _measured_cell(axes, i, j, float(values[i, j]), "" if small else interval(ends))
+                measured_cell(axes, i, j, float(values[i, j]), "" if small else interval(ends))
     _boxes(axes, comparison, order)
     if comparison.average_similarity is None and len(order) > 3:
-        _say_why_empty(axes, comparison, len(order), _CELL if not small else _SMALL_CELL)
+        _say_why_empty(axes, comparison, len(order), CELL if not small else SMALL_CELL)
 
 
 def _say_why_empty(axes: Axes, comparison: Comparison, n: int, cell: float) -> None:
@@ -136,44 +129,6 @@ def _scale(bar: Axes, comparison: Comparison, has_title: bool) -> None:
         bar.set_ylabel("similarity (ticks at 0, 1 and the thresholds)", fontsize=8.5, color=INK)
 
 
-def _measured_cell(axes: Axes, row: int, column: int, value: float, ends: str) -> None:
-    ink = _ink_on(value)
-    size = 10 if ends or axes.get_ylim()[0] <= _MANY else 7
-    axes.text(
-        column + 0.5, row + (0.42 if ends else 0.5), number(value), ha="center", va="center", color=ink, fontsize=size
-    )
-    if ends:
-        axes.text(column + 0.5, row + 0.72, ends, ha="center", va="center", color=ink, fontsize=6.3)
-
-
-def _ink_on(value: float) -> str:
-    """Return black or white, whichever has more contrast with the colour of a value.
-
-    Source: relative luminance as in WCAG 2.1; at 0.2 both have more than 4.
-    """
-    rgb = np.asarray(colormaps[SCALE](value)[:3])
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return "white" if float(linear @ (0.2126, 0.7152, 0.0722)) < 0.2 else "black"
-
-
-def _unmeasured_cell(axes: Axes, row: int, column: int, small: bool) -> None:
-    axes.add_patch(
-        Rectangle((column, row), 1, 1, facecolor=UNMEASURED, edgecolor="#b9bfc6", hatch="////", linewidth=0, zorder=1)
-    )
-    ground = {"boxstyle": "round,pad=0.15", "facecolor": UNMEASURED, "edgecolor": "none"}
-    axes.text(
-        column + 0.5,
-        row + 0.5,
-        "n/a",
-        ha="center",
-        va="center",
-        color=FAINT,
-        fontsize=6 if small else 8.5,
-        bbox=ground,
-        zorder=2,
-    )
-
-
 def _boxes(axes: Axes, comparison: Comparison, order: list[str]) -> None:
     for group in comparison.groups or ():
         start = order.index(group[0])
@@ -182,15 +137,3 @@ def _boxes(axes: Axes, comparison: Comparison, order: list[str]) -> None:
                 (start, start), len(group), len(group), fill=False, ec=INK, linewidth=2.2, clip_on=False, zorder=3
             )
         )
-
-
-def _label(axes: Axes, comparison: Comparison, order: list[str]) -> None:
-    at = [index + 0.5 for index in range(len(order))]
-    size = 9.5 if len(order) <= _MANY else 8
-    tick_names(axes, "x", at, order, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
-    tick_names(axes, "y", at, order, rotation=0, fontsize=size)
-    axes.tick_params(length=0)
-    for label, category in zip((*axes.get_xticklabels(), *axes.get_yticklabels()), (*order, *order), strict=True):
-        label.set_color(INK if category in comparison.categories else FAINT)
-    for spine in axes.spines.values():
-        spine.set_visible(False)

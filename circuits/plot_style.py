@@ -6,6 +6,7 @@ state and needs no display. Sizes are in inches and points: what is readable doe
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Sequence
 from functools import cache
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
+import numpy as np
+from jaxtyping import Float
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -33,6 +36,8 @@ UNMEASURED = "#eceef0"
 """Ground of a cell that could not be measured; it is hatched besides."""
 LONGEST_NAME = 28
 """Characters of a name before it is cut."""
+RING: dict[str, Any] = {"marker": "o", "markersize": 10, "mfc": "none", "mec": INK, "mew": 1.5, "linestyle": "none"}
+"""How what was selected is marked."""
 _DPI = 150
 _NO_DATE: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 
@@ -107,6 +112,30 @@ def quiet_axes(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(length=0, colors=INK, labelsize=8.5)
+
+
+def as_numbers(values: Sequence[float | None]) -> Float[np.ndarray, " point"]:
+    """Return values to draw, nan where nothing was measured."""
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+class Picture:
+    """A figure as notebooks show it.
+
+    Args:
+        figure: Whatever a function of this package has drawn.
+        dpi: Dots per inch.
+    """
+
+    def __init__(self, figure: Figure, dpi: int = 72) -> None:
+        self.figure = figure
+        self.dpi = dpi
+
+    def _repr_png_(self) -> bytes:
+        """Return the picture; the name is IPython's."""
+        content = io.BytesIO()
+        self.figure.savefig(content, format="png", dpi=self.dpi, metadata={})
+        return content.getvalue()
 
 
 def save_figure(figure: Figure, path: Path, image_format: ImageFormat) -> Path:

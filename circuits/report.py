@@ -9,11 +9,12 @@ No model is loaded and nothing is computed anew: the report can be remade anywhe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from circuits.direction_report import direction_findings
 from circuits.page import html_page
 from circuits.page_data import Texts
 from circuits.patching_page import PatchingPart
@@ -21,24 +22,26 @@ from circuits.patching_stage import compared_models, report_sections
 from circuits.plot_style import ImageFormat
 from circuits.plots import CircuitVisualizer
 from circuits.summary import summary_text
-from circuits.text_files import write_text
 from refusal import __version__
-from refusal.artefacts import ResultPaths
+from refusal.artefacts import ResultPaths, write_text
 from refusal.config import ReportConfig
 from refusal.schemas import CircuitFile, Comparison, EvaluationResults, ModelOutputs, RefusalLabels, Report
 from refusal.sites import Site
 
 
-def build_report(paths: ResultPaths, models: Sequence[str], configuration: Mapping[str, Any]) -> Report:
+def build_report(
+    paths: ResultPaths, models: Sequence[str], configuration: Mapping[str, Any], directed: Collection[str] = ()
+) -> Report:
     """Return everything that was found, in one artefact.
 
     Args:
         paths: The result folder.
         models: Names as configured.
         configuration: The configuration as resolved, for the record.
+        directed: Models whose refusal directions are shown too.
 
     Raises:
-        ArtefactError: A comparison, an evaluation or a circuit is missing or damaged.
+        ArtefactError: A comparison, an evaluation, a circuit or a direction is missing or damaged.
     """
     comparisons = {model: Comparison.load(paths.comparison(model)) for model in models}
     return Report.build(
@@ -53,6 +56,11 @@ def build_report(paths: ResultPaths, models: Sequence[str], configuration: Mappi
             }
             for model, comparison in comparisons.items()
         },
+        directions={
+            model: direction_findings(paths, model, comparison).model_dump(mode="json")
+            for model, comparison in comparisons.items()
+            if model in directed
+        },
         configuration=dict(configuration),
     )
 
@@ -63,6 +71,7 @@ def write_reports(
     settings: ReportConfig,
     configuration: Mapping[str, Any],
     image_format: ImageFormat | None = None,
+    directed: Collection[str] = (),
     patched: Sequence[str] = (),
 ) -> list[Path]:
     """Write pictures, report, page and summary, and return their paths, the summary first.
@@ -73,12 +82,13 @@ def write_reports(
         settings: Whether there is to be a page, and the format of the pictures.
         configuration: The configuration as resolved, for the record.
         image_format: Format of the pictures in place of that in `settings`.
+        directed: Models whose refusal directions are shown too.
         patched: Models whose activation patching is shown too.
 
     Raises:
         ArtefactError: An artefact of an earlier stage is missing or damaged.
     """
-    report = build_report(paths, models, configuration)
+    report = build_report(paths, models, configuration, directed)
     report.save(paths.report_json)
     written = [paths.report_json]
     visualizer = CircuitVisualizer(paths, image_format or settings.image_format)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from circuits.direction_report import findings_of
 from circuits.wording import NOT_MEASURED, estimate, number, one_line, plural, shorten
 from refusal.schemas import CategoryRates, Comparison, Rate, Report
 
@@ -58,6 +59,9 @@ def _model(report: Report, model: str) -> list[str]:
     if comparison.sae_quality:
         lines += _labelled("SAEs", _saes(comparison))
     lines += _labelled("baseline", _baseline(comparison))
+    found = findings_of(report).get(model)
+    if found is not None:
+        lines += _labelled("direction", found.in_words())
     return lines + _categories(comparison, evaluation.categories, table_categories(report, model))
 
 

@@ -78,6 +78,14 @@ class ResultPaths:
         """Return the file with the comparison and the verdict."""
         return self.root / "circuits" / f"{safe_name(model)}_comparison.json"
 
+    def directions(self, model: str) -> Path:
+        """Return the folder of a model's refusal directions."""
+        return self.root / "directions" / safe_name(model)
+
+    def direction_plot(self, model: str, what: str, image_format: str = "png") -> Path:
+        """Return a picture of a model's refusal directions; `what` it shows, e.g. `selection`."""
+        return self.root / "visualizations" / f"{safe_name(model)}_directions_{what}.{image_format}"
+
     def circuit_plot(self, model: str, category: str, image_format: str = "png") -> Path:
         """Return the picture of one category's circuit."""
         return self.root / "visualizations" / f"{safe_name(model)}_{safe_category(category)}_circuit.{image_format}"
@@ -212,6 +220,12 @@ def write_json(path: Path, value: Any) -> None:
     text = json.dumps(_finite(value), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as beside:
         beside.write_text(text + "\n", encoding="utf-8")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically as UTF-8; what UTF-8 cannot hold (lone surrogates) becomes `?`."""
+    with atomic_write(path) as beside:
+        beside.write_bytes(text.encode("utf-8", "replace"))
 
 
 def read_json(path: Path, made_by: str) -> Any:

@@ -55,6 +55,8 @@ def capture(
     sites: Sequence[Site],
     max_new_tokens: int,
     keep: Keep = READOUT_ONLY,
+    *,
+    leave_at: float = LEAVE_AT,
 ) -> Capture:
     """Run a batch of prompts once.
 
@@ -64,6 +66,8 @@ def capture(
         sites: Sites to keep.
         max_new_tokens: Longest answer, at least 1.
         keep: What to keep besides the readout position; every prompt reaches back as far as its offsets.
+        leave_at: Share of the answers still going on at which the ended ones leave the batch; 0: they stay to the end,
+            for interventions that know a row by its place.
     """
     tokens = model.pad(token_ids)
     cache = DynamicCache(config=model.model.config) if max_new_tokens > 1 else None
@@ -85,7 +89,7 @@ def capture(
     if keep.others:
         before = {site: kept.others for site, kept in recording.items() if kept.others is not None}
         positions = Positions(before, select.prompt, select.token)
-    answers, ended = _continue(model, tokens.attention_mask, cache, logits, max_new_tokens)
+    answers, ended = _continue(model, tokens.attention_mask, cache, logits, max_new_tokens, leave_at)
     return Capture(by_place.pop("readout"), TopLogits.of(logits), answers, ended, positions, by_place)
 
 
@@ -136,6 +140,7 @@ def _continue(
     cache: DynamicCache | None,
     logits: Float[Tensor, "batch vocab"],
     max_new_tokens: int,
+    leave_at: float,
 ) -> tuple[list[list[int]], list[bool]]:
     """Return greedy answers and whether each ended, going on from the prompt's cache.
 
@@ -155,7 +160,7 @@ def _continue(
         goes_on = (~ended[rows]).nonzero()[:, 0]
         if not len(goes_on):
             break
-        if len(goes_on) <= LEAVE_AT * len(rows) and cache is not None:
+        if len(goes_on) <= leave_at * len(rows) and cache is not None:
             rows, token, mask, position = rows[goes_on], token[goes_on], mask[goes_on], position[goes_on]
             cache.reorder_cache(goes_on)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)

@@ -35,34 +35,41 @@ SMALL_MODEL = 64 << 20
 def build_parser(description: str, *, main_job: bool) -> argparse.ArgumentParser:
     """Return the flags of the main job, or those of the inference stage."""
     parser = _common_parser(description)
-    parser.add_argument(
-        "--shard",
-        metavar="I/N",
-        help="do part I of N, beside the others; see --merge" if not main_job else "do part I of N of the saes stage",
-    )
+    part = "do part I of N of the saes stage" if main_job else "do part I of N, beside the others; see --merge"
+    parser.add_argument("--shard", metavar="I/N", help=part)
     if main_job:
-        stages = ",".join(Stage)
         parser.add_argument("--train-saes", action="store_true", help="the saes stage and what it needs")
-        parser.add_argument("--stages", metavar="A,B", help=f"stages to run, of {stages}")
-        parser.add_argument(
-            "--force", action="append", default=[], metavar="STAGE", help="redo a stage and what follows"
-        )
+        _add_stages(parser)
     else:
         parser.add_argument("--force", action="store_true", help="redo the stage")
         parser.add_argument("--merge", action="store_true", help="put shards together; no prompt runs")
     return parser
 
 
-def build_stage_parser(description: str) -> argparse.ArgumentParser:
-    """Return the flags of a stage that is run by itself, after the inference it needs."""
-    parser = _common_parser(description)
-    parser.add_argument("--force", action="store_true", help="redo the stage")
+def build_stage_parser(description: str, *, inspects: bool = False) -> argparse.ArgumentParser:
+    """Return the flags of a job beside the main one.
+
+    Args:
+        description: What the job does.
+        inspects: Whether it can look at a folder of published directions instead.
+    """
+    parser = _common_parser(description, inspects=inspects)
+    _add_stages(parser)
     return parser
 
 
-def _common_parser(description: str) -> argparse.ArgumentParser:
+def _add_stages(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stages", metavar="A,B", help=f"stages to run, of {','.join(Stage)}")
+    parser.add_argument("--force", action="append", default=[], metavar="STAGE", help="redo a stage and what follows")
+
+
+def _common_parser(description: str, *, inspects: bool = False) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file, see configurations/")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", type=Path, metavar="FILE", help="YAML file, see configurations/")
+    if inspects:
+        folder = "look at a folder with mean_diffs.pt, direction.pt and direction_metadata.json; needs no model"
+        source.add_argument("--inspect", type=Path, metavar="FOLDER", help=folder)
     parser.add_argument(
         "--set",
         action="append",

@@ -104,9 +104,15 @@ def _declared(location: Location, schema: dict[str, Any]) -> dict[str, Any]:
         if isinstance(part, str):
             found = found.get("properties", {}).get(part, {})
         else:
-            found = next((each["items"] for each in _alternatives(found, schema) if "items" in each), {})
+            found = next((_entry(each) for each in _alternatives(found, schema) if each.get("type") == "array"), {})
         found = _resolved(found, schema)
     return found
+
+
+def _entry(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a list's entries; of a list of fixed length, whose entries are alike, that of the first."""
+    entry: dict[str, Any] = found.get("items") or next(iter(found.get("prefixItems", ())), {})
+    return entry
 
 
 def _resolved(found: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +132,8 @@ def _phrase(found: dict[str, Any], schema: dict[str, Any]) -> str:
     'auto or a whole number of at least 1'
     >>> _phrase({"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1}, {})
     'a list of at least 1, each entry a or b'
+    >>> _phrase({"type": "array", "prefixItems": [{"type": "string"}] * 2, "minItems": 2, "maxItems": 2}, {})
+    'a list of 2, each entry text'
     """
     return " or ".join(_one_phrase(each, schema) for each in _alternatives(found, schema))
 
@@ -136,7 +144,8 @@ def _one_phrase(found: dict[str, Any], schema: dict[str, Any]) -> str:
         return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
     if found.get("type") == "array":
         least = f" of at least {found['minItems']}" if "minItems" in found else ""
-        return f"a list{least}, each entry {_phrase(_resolved(found['items'], schema), schema)}"
+        length = f" of {len(found['prefixItems'])}" if "prefixItems" in found else least
+        return f"a list{length}, each entry {_phrase(_resolved(_entry(found), schema), schema)}"
     if "properties" in found:
         return f"a section with the keys {', '.join(found['properties'])}"
     if found.get("type") == "object":

@@ -452,6 +452,24 @@ class ChatModel:
             hooks.callback(module.register_forward_hook(on_output).remove)
         return hooks
 
+    def on_stream_start(self, use: SiteUse) -> ExitStack:
+        """Call `use` with the input of block 0 (the embeddings, as they enter the residual stream) in every pass.
+
+        It is no site: nothing is captured or trained there. Directions that are taken out of the whole stream are taken
+        out here too. The rest is as for `on_site`.
+        """
+
+        def on_input(module: Any, args: Any, kwargs: Any) -> Any:
+            """Edit the hidden states, which some families pass by name."""
+            changed = use(args[0] if args else kwargs["hidden_states"])
+            if changed is None:
+                return None
+            return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
+
+        hooks = ExitStack()
+        hooks.callback(self._blocks[0].register_forward_pre_hook(on_input, with_kwargs=True).remove)
+        return hooks
+
     # Checks ----------------------------------------------------------------------------------------------------------
 
     def check_sites(self) -> None:

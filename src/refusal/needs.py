@@ -12,6 +12,7 @@ from pathlib import Path
 from refusal import model_files
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, Stage
+from refusal.directions.inputs import check_files
 from refusal.errors import InputError
 from refusal.inference import SHARD_BYTES, SHARD_PROMPTS
 from refusal.known_sizes import known_size
@@ -99,6 +100,8 @@ def check_before_loading(config: Config) -> None:
     found = [*missing_sites(config), *missing_room(config, planned_prompts(config))]
     if found:
         raise InputError("\n".join(found))
+    if Stage.DIRECTIONS in config.stages:
+        check_files(config)
 
 
 def _sizes_known(config: Config) -> dict[str, ModelSize]:

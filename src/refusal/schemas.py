@@ -368,4 +368,7 @@ class Report(Artefact):
     comparisons: dict[str, Comparison]
     evaluations: dict[str, EvaluationResults]
     circuits: dict[str, dict[str, CircuitFile]] = Field(description="circuits[model][category].")
+    directions: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="By model, where directions were studied: see circuits/direction_report.py."
+    )
     configuration: dict[str, Any]

@@ -4,6 +4,10 @@ A unit is one stage for one model (or, for the report, for all). Its fingerprint
 depends on, its input files and the outputs of the units before it. When a unit is done it writes its record last:
 outputs with checksums, time, memory, warnings, versions. A unit whose record fits is skipped; a killed one has no
 record and runs again.
+
+Looking at what is done is quick: large files are believed by size and time of change. Before a unit runs, every file
+that it may read is compared with the checksum that the unit which wrote it has recorded; what does not fit is made anew
+where its stage is asked for, and else told. The largest, positions of all prompts, the store compares as it reads them.
 """
 
 from __future__ import annotations
@@ -54,7 +58,7 @@ class Unit:
     keys: tuple[str, ...]
     """Dotted configuration keys its result depends on."""
     inputs: tuple[Path, ...]
-    """Files from outside the result folder."""
+    """Files from outside the result folder; more of them by `fetched`."""
     needs: tuple[Unit, ...]
     """Units whose outputs it reads."""
     outputs: Callable[[], Sequence[Path]]
@@ -64,6 +68,11 @@ class Unit:
     """Says what its outputs, though as they were written, do not hold that is needed now; None if nothing."""
     version: int = 1
     """Raised when the code makes other results from the same inputs."""
+    fetched: Callable[[], Sequence[Path] | None] = lambda: ()
+    """More files from outside, looked for whenever they are compared, as a run may download them; None: they are not on
+    this machine, and so cannot have changed."""
+    is_read_checked: Callable[[Path], bool] = lambda path: False
+    """Whether whoever reads an output compares it with a checksum that another output holds."""
 
     @property
     def name(self) -> str:
@@ -87,7 +96,7 @@ class Pipeline:
         config: The configuration.
         paths: The result folder.
         units: All units of the configuration; each after those it needs.
-        forced: Stages to redo, and with them the stages that follow.
+        forced: Stages to redo, and with them every unit that needs one of theirs.
     """
 
     def __init__(self, config: Config, paths: ResultPaths, units: Sequence[Unit], forced: frozenset[Stage]) -> None:
@@ -95,8 +104,7 @@ class Pipeline:
         self.paths = paths
         self.units = units
         self.forced = forced
-        order = list(Stage)
-        self._redone = frozenset(order[min(map(order.index, forced)) :] if forced else ())
+        self._redone = _with_dependents(units, forced)
         self._done: set[tuple[Stage, str | None]] = set()
 
     def state(self, unit: Unit) -> State:
@@ -113,7 +121,7 @@ class Pipeline:
             return State(False, "its record cannot be read")
         if record["version"] != unit.version:
             return State(False, "made by another version")
-        changed = _difference(record["fingerprint"], self._fingerprint(unit))
+        changed = _difference(_comparable(record, unit), self._fingerprint(unit))
         if changed is not None:
             return State(False, changed)
         outputs = record["outputs"]
@@ -122,7 +130,7 @@ class Pipeline:
         return State(lacking is None, lacking or "up to date")
 
     def _is_forced(self, unit: Unit) -> bool:
-        return unit.stage in self._redone and (unit.stage, unit.model) not in self._done
+        return (unit.stage, unit.model) in self._redone - self._done
 
     def _record(self, unit: Unit) -> dict[str, Any] | None:
         """Return what a unit left when it was done; None if it left nothing that can be read."""
@@ -144,7 +152,7 @@ class Pipeline:
             outputs[needed.name] = hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
         fingerprint = {
             "config": chosen(self.config, unit.keys),
-            "inputs": _digests(unit.inputs),
+            "inputs": _digests((*unit.inputs, *(unit.fetched() or ()))),
             "needs": outputs,
         }
         return fingerprint | ({"labels": self._who_judges} if unit.stage is Stage.INFERENCE else {})
@@ -176,7 +184,7 @@ class Pipeline:
             if unit.stage not in stages or unit.model in failed or (unit.model is None and failed):
                 continue
             try:
-                self._run(unit)
+                self._run(unit, stages)
             except (InputError, ArtefactError) as error:
                 failed[unit.model] = error
                 if len(self.config.models) > 1:
@@ -220,11 +228,14 @@ class Pipeline:
         kept = f"{self.paths.root}: {len(errors)} of {len(self.config.models)} models failed; what is done is kept"
         return type(errors[0])(f"{text}\n{kept}, and the report is written when all models are done")
 
-    def _run(self, unit: Unit) -> None:
+    def _run(self, unit: Unit, stages: Sequence[Stage]) -> None:
         state = self.state(unit)
         if state.is_up_to_date:
             log.info("%s: up to date", unit.name)
             return
+        for needed in _all_needs(unit):
+            if needed.stage in stages and self._remove_damaged(needed):
+                self._run(needed, stages)
         self._require_needs(unit)
         log.info("%s: running (%s)", unit.name, state.reason)
         if self._is_forced(unit):
@@ -244,6 +255,26 @@ class Pipeline:
                     f"first run: {_command(needed.stage)}"
                 )
 
+        for needed in _all_needs(unit):
+            for path in self._damaged(needed):
+                raise ArtefactError(
+                    f"{path}: damaged (it is not what {needed.name} wrote); delete it and run: {_command(needed.stage)}"
+                )
+
+    def _damaged(self, unit: Unit) -> list[Path]:
+        """Return the outputs of a unit that are not what it wrote, whatever their time of change says."""
+        signatures = (self._record(unit) or {"outputs": {}})["outputs"]
+        found = {self.paths.root / name: signature for name, signature in signatures.items()}
+        return [path for path in found if not unit.is_read_checked(path) and not _is_intact(path, found[path])]
+
+    def _remove_damaged(self, unit: Unit) -> bool:
+        """Remove outputs of a unit that are not what it wrote, so that it makes them anew; return whether any is."""
+        damaged = self._damaged(unit)
+        for path in damaged:
+            log.warning("%s: damaged (it is not what %s wrote); it is made anew", path, unit.name)
+            path.unlink(missing_ok=True)
+        return bool(damaged)
+
     def _discard(self, unit: Unit) -> None:
         """Remove what a unit has written, so that nothing of it is taken up again."""
         recorded = (self._record(unit) or {"outputs": {}})["outputs"]
@@ -251,13 +282,19 @@ class Pipeline:
             path.unlink(missing_ok=True)
 
     def _execute(self, unit: Unit) -> dict[str, Any]:
-        """Run a unit and return its record."""
-        fingerprint = self._fingerprint(unit)
+        """Run a unit and return its record.
+
+        Raises:
+            ArtefactError: A file that it reads was changed meanwhile.
+        """
+        before = self._fingerprint(unit)
         start_measuring_memory()
         started = time.time()
         with collected_warnings() as warnings:
             unit.run()
-        seconds = time.time() - started
+        seconds = max(0.0, time.time() - started)
+        fingerprint = self._fingerprint(unit)  # with what was downloaded
+        self._require_same(unit, before["inputs"], fingerprint["inputs"])
         outputs = {path.relative_to(self.paths.root).as_posix(): _signature(path) for path in unit.outputs()}
         return {
             "schema": SCHEMA,
@@ -265,6 +302,7 @@ class Pipeline:
             "stage": str(unit.stage),
             "model": unit.model,
             "fingerprint": fingerprint,
+            "fetched": sorted(set(fingerprint["inputs"]) - set(_digests(unit.inputs))),
             "outputs": outputs,
             "seconds": round(seconds, 3),
             "peak_memory_bytes": peak_memory_bytes(),
@@ -273,6 +311,14 @@ class Pipeline:
             "warnings": warnings,
             "versions": versions(),
         }
+
+    def _require_same(self, unit: Unit, before: dict[str, str], after: dict[str, str]) -> None:
+        for name in before:
+            if name in after and before[name] != after[name]:
+                raise ArtefactError(
+                    f"{self.paths.root}: {name} was changed while {unit.name} was running, so it is not known what its "
+                    "results are of; let it be, and run the same command again"
+                )
 
     def write_manifest(self) -> None:
         """Write `run_manifest.json` from the records of all units."""
@@ -285,6 +331,15 @@ class Pipeline:
             "stages": [{key: record[key] for key in record if key not in ("schema", "versions")} for record in records],
         }
         write_json(self.paths.manifest, manifest)
+
+
+def _with_dependents(units: Sequence[Unit], forced: frozenset[Stage]) -> frozenset[tuple[Stage, str | None]]:
+    """Return the units of the forced stages and all that need one of them, directly or by way of others."""
+    redone: set[tuple[Stage, str | None]] = set()
+    for unit in units:
+        if unit.stage in forced or any((needed.stage, needed.model) in redone for needed in unit.needs):
+            redone.add((unit.stage, unit.model))
+    return frozenset(redone)
 
 
 class _Collector(logging.Handler):
@@ -321,6 +376,23 @@ def _digests(paths: Sequence[Path]) -> dict[str, str]:
     return {path.name if names[path.name] == 1 else str(path): file_digest(path) for path in paths}
 
 
+def _all_needs(unit: Unit) -> list[Unit]:
+    """Return the units whose outputs a unit, or one it needs, reads; each once, those that come first first."""
+    found: list[Unit] = []
+    for needed in unit.needs:
+        found += [each for each in (*_all_needs(needed), needed) if each not in found]
+    return found
+
+
+def _comparable(record: dict[str, Any], unit: Unit) -> dict[str, Any]:
+    """Return the fingerprint in a record, without files that are not on this machine any more."""
+    fingerprint: dict[str, Any] = record["fingerprint"]
+    if unit.fetched() is not None or "inputs" not in fingerprint:
+        return fingerprint
+    gone = set(record.get("fetched", ()))
+    return fingerprint | {"inputs": {name: it for name, it in fingerprint["inputs"].items() if name not in gone}}
+
+
 def _difference(before: dict[str, Any], now: dict[str, dict[str, Any]]) -> str | None:
     """Return what changed between two fingerprints, in words; None if nothing did."""
     for part, entries in now.items():
@@ -351,6 +423,8 @@ def _command(stage: Stage) -> str:
         return "python run_patching.py --config FILE"
     if stage is Stage.SAES:
         return "python run_circuit_analysis.py --config FILE --train-saes"
+    if stage is Stage.DIRECTIONS:
+        return "python run_directions.py --config FILE"
     return f"python run_circuit_analysis.py --config FILE --stages {stage}"
 
 
@@ -359,11 +433,11 @@ def _signature(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RuntimeError(f"{path} should have been written and was not")
     status = path.stat()
-    return {"sha256": file_digest(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    return {"sha256": sha256_file(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def _is_as_recorded(path: Path, signature: dict[str, Any]) -> bool:
-    """Return whether an output is what it was: size first, then time of change (large files), then checksum."""
+    """Return whether an output seems to be what it was: by size, then time of change (large files), then checksum."""
     if not path.is_file():
         return False
     status = path.stat()
@@ -371,7 +445,16 @@ def _is_as_recorded(path: Path, signature: dict[str, Any]) -> bool:
         return False
     if status.st_size > SMALL_FILE and status.st_mtime_ns == signature.get("mtime_ns"):
         return True
-    return bool(file_digest(path) == signature["sha256"])
+    return _is_intact(path, signature)
+
+
+def _is_intact(path: Path, signature: dict[str, Any]) -> bool:
+    """Return whether an output has the checksum it had; every byte of it is read."""
+    if not path.is_file():
+        return False
+    recorded = str(signature["sha256"])
+    # records of earlier versions hold samples of what is larger than 1 GiB
+    return recorded == (file_digest(path) if recorded.startswith("sampled:") else sha256_file(path))
 
 
 def file_digest(path: Path) -> str:

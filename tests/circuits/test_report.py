@@ -9,12 +9,12 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from report_page import HOSTILE, Page, texts
 from synthetic_results import (
     MODULAR,
     MONOLITHIC,
@@ -29,63 +29,20 @@ from synthetic_results import (
 
 from circuits.page import html_page
 from circuits.page_data import STEPS, PageData, Texts, matrices, page_data, script_json
-from circuits.report import build_report, write_reports, write_text
+from circuits.report import build_report, write_reports
 from circuits.summary import WIDTH, summary_text
 from circuits.wording import one_line, shorten
-from refusal.artefacts import ResultPaths
+from refusal.artefacts import ResultPaths, write_text
 from refusal.config import ReportConfig
 from refusal.errors import ArtefactError
-from refusal.schemas import ModelOutputs, RefusalLabels, Report
+from refusal.schemas import Report
 
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"' --> <!-- {{ 1234*5 }} \u2028\u202e&amp;"
 SMALL = replace(MONOLITHIC, model="tiny/model", categories=("hate", "self-harm"), groups=(("hate", "self-harm"),))
-
-
-class Page(HTMLParser):
-    """Collects what matters of a page: tags with attributes, scripts, visible text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.text: list[str] = []
-        self.open: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "link", "br", "input", "img"):
-            self.open.append(tag)
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data) -> None:
-        if self.open and self.open[-1] == "script":
-            self.scripts[-1] += data
-        elif self.open and self.open[-1] != "style":
-            self.text.append(data)
-
-    @property
-    def words(self) -> str:
-        """The visible text on one line."""
-        return " ".join(" ".join(self.text).split())
 
 
 def results(folder: Path, *worlds: World) -> tuple[ResultPaths, Report]:
     paths = write_results(ResultPaths(folder), *worlds)
     return paths, build_report(paths, [world.model for world in worlds], {"seed": 0})
-
-
-def texts(paths: ResultPaths, report: Report) -> dict[str, Texts]:
-    return {
-        model: Texts.of(RefusalLabels.load(paths.refusal_labels(model)), ModelOutputs.load(paths.model_outputs(model)))
-        for model in report.models
-    }
 
 
 @pytest.fixture(scope="module")

@@ -163,9 +163,9 @@ def test_folders_of_models(yard, seeds, llama_folder):
 
     def each(file, seed):
         if file == "model.safetensors":
-            return hostile_corpus.weights((llama_folder / file).read_bytes(), file, seed, 12)
+            return hostile_corpus.weights((llama_folder / file).read_bytes(), file, seed, 10)
         content = index if "index" in file else json.loads((llama_folder / file).read_text())
-        return kinds[file](content, file, seed, 3 if "index" in file else 14)
+        return kinds[file](content, file, seed, 3 if "index" in file else 8)
 
     def cases():
         for seed in seeds:
@@ -178,7 +178,7 @@ def test_folders_of_models(yard, seeds, llama_folder):
                         (folder / "model.safetensors").unlink()
                     yield f"{seed} {file} {name}", yard.run(inference_main, words)
 
-    survive(yard, cases(), 120)
+    survive(yard, cases(), 100)
 
 
 @pytest.fixture(scope="module")
@@ -205,16 +205,16 @@ def test_files_of_saes(yard, seeds, inferred, monkeypatch):
                 for file in sorted(path for path in whole.iterdir() if path.is_file()):
                     content = file.read_bytes()
                     if file.suffix == ".json":
-                        found = hostile_corpus.json_files(json.loads(content), f"{kind} {file.name}", seed, 10)
+                        found = hostile_corpus.json_files(json.loads(content), f"{kind} {file.name}", seed, 7)
                     else:
-                        found = hostile_corpus.weights(content, f"{kind} {file.name}", seed, 10)
+                        found = hostile_corpus.weights(content, f"{kind} {file.name}", seed, 7)
                     for name, changed in found:
                         shutil.rmtree(folder, ignore_errors=True)
                         shutil.copytree(whole, folder)
                         (folder / file.name).write_bytes(changed)
                         yield f"{seed} {kind} {file.name} {name}", yard.run(main, words)
 
-    survive(yard, cases(), 200, done=0)  # they are read whole, and then are of another width
+    survive(yard, cases(), 180, done=0)  # they are read whole, and then are of another width
 
 
 def test_labels_by_people(yard, seeds, inferred, monkeypatch):

@@ -71,8 +71,8 @@ def test_all_findings_come_at_once_with_line_and_nearest_name(write):
         ),
         (
             "stages:\n- saes\n- inferance",
-            "x.yaml:3: stages: found 'inferance'; allowed is inference, saes, circuits, compare, patching or report; "
-            "did you mean inference?",
+            "x.yaml:3: stages: found 'inferance'; allowed is inference, saes, circuits, compare, directions, patching "
+            "or report; did you mean inference?",
         ),
         (
             "num_samples_per_category: 7",

@@ -334,8 +334,14 @@ def test_a_filled_in_table_of_disagreements_is_read_back(tmp_path):
 def test_every_csv_goes_through_the_cells_or_is_the_shipped_data():
     writers = {str(path) for path, _, name in calls() if name in ("csv.writer", "csv.DictWriter") or "to_csv" in name}
     of_our_own_making = {"benchmarks/calibration/runs.py", "benchmarks/memory.py"}
-    assert writers - of_our_own_making == {"src/refusal/agreement.py", "src/refusal/planted/data.py"}
-    for path in (ROOT / "src/refusal/planted/data").glob("*.csv"):
+    names = ("agreement", "directions/projections", "directions/writing", "patching/tables")
+    by_cells = {f"src/refusal/{name}.py" for name in names}
+    assert writers - of_our_own_making == {*by_cells, "src/refusal/planted/data.py"}
+    shipped = [
+        path for folder in ("planted", "directions") for path in (ROOT / "src/refusal" / folder).glob("data/*.csv")
+    ]
+    assert len(shipped) == 5
+    for path in shipped:
         with path.open(newline="", encoding="utf-8") as handle:
             assert all(plain_cell(cell) == cell for row in csv.reader(handle) for cell in row)
 

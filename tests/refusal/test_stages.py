@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -493,3 +494,23 @@ def test_another_judge_behind_the_same_name_makes_the_labels_anew(tmp_path, llam
     assert Job(tmp_path / "r", config).why(Stage.INFERENCE) == "up to date"
     (judge / "chat_template.jinja").write_text("other")
     assert Job(tmp_path / "r", config).why(Stage.INFERENCE) == "chat_template.jinja changed"
+
+
+def test_a_forced_stage_redoes_what_needs_it_and_nothing_that_only_follows(root):
+    """Directions need inference alone: forcing the SAEs, which come first, leaves them, and the other way round."""
+
+    def job(*forced):
+        made = Job(root, models=("a",), forced=frozenset(forced))
+        inference, report = made.pipeline.units[0], made.pipeline.units[-1]
+        directions = made.unit(Stage.DIRECTIONS, "a", (), (inference,))
+        report = replace(report, needs=(*report.needs, directions))
+        made.pipeline = Pipeline(
+            made.config, made.paths, [*made.pipeline.units[:-1], directions, report], made.pipeline.forced
+        )
+        return made
+
+    every = tuple(Stage)
+    assert job().run(*every) == ["inference a", "saes a", "compare a", "directions a", "report None"]
+    assert job(Stage.SAES).run(*every) == ["saes a", "compare a", "report None"]
+    assert job(Stage.DIRECTIONS).run(*every) == ["directions a", "report None"]
+    assert job(Stage.INFERENCE).why(Stage.DIRECTIONS) == "forced"

@@ -56,18 +56,14 @@ def fetch(address: str) -> Path:
     Raises:
         InputError: The address is incomplete, or nothing can be downloaded from it.
     """
-    owner, _, rest = address.removeprefix(HUB).strip("/").partition("/")
-    name, _, inside = rest.partition("/")
-    name, _, revision = name.partition("@")
-    if not owner or not name:
-        raise InputError(f"{address}: found no repository, allowed is {HUB}OWNER/REPO/PATH; write it in full")
+    repository, revision, inside = _parts(address)
     path = PurePosixPath(inside)
     folder = path.parent if path.suffix in {PurePosixPath(file).suffix for file in FILES} else path
     wanted = {file for weights, (_, config) in FILES.items() for file in (weights, config) if file is not None}
     patterns = {escape(str(folder / file)) for file in wanted}
     patterns |= {escape(str(path)), escape(str(folder.parent / "config.json"))}
     try:
-        root = snapshot_download(f"{owner}/{name}", revision=revision or None, allow_patterns=sorted(patterns))
+        root = snapshot_download(repository, revision=revision, allow_patterns=sorted(patterns))
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -77,10 +73,47 @@ def fetch(address: str) -> Path:
     found = Path(root) / inside
     if not found.exists():
         raise InputError(
-            f"{address}: {owner}/{name} has no SAE there; allowed are folders that hold {', '.join(FILES)}; correct "
+            f"{address}: {repository} has no SAE there; allowed are folders that hold {', '.join(FILES)}; correct "
             "the path"
         )
     return found
+
+
+def files_here(pattern: str) -> tuple[Path, ...] | None:
+    """Return the files of all pretrained SAEs that a pattern may mean; None for some of the hub that were not fetched.
+
+    Args:
+        pattern: As for `locate`.
+    """
+    anywhere = pattern.replace("{site}", "*").replace("{layer}", "*")
+    root, inside = Path(), anywhere
+    if pattern.startswith(HUB):
+        repository, revision, inside = _parts(anywhere)
+        try:
+            root = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        except (OSError, ValueError):
+            return None
+    elif Path(anywhere).is_absolute():
+        root, inside = Path("/"), anywhere.lstrip("/")
+    names = {file for weights, (_, config) in FILES.items() for file in (weights, config) if file is not None}
+    places = [root] if inside in ("", ".") else sorted(root.glob(inside))
+    folders = [each for place in places for each in (place, *place.glob("*"), *place.parents[:2]) if each.is_dir()]
+    found = {folder / name for folder in folders for name in names if (folder / name).is_file()}
+    return tuple(sorted(found | {place for place in places if place.is_file()}))
+
+
+def _parts(address: str) -> tuple[str, str | None, str]:
+    """Return repository, revision and path of an address on the hub.
+
+    Raises:
+        InputError: It is incomplete.
+    """
+    owner, _, rest = address.removeprefix(HUB).strip("/").partition("/")
+    name, _, inside = rest.partition("/")
+    name, _, revision = name.partition("@")
+    if not owner or not name:
+        raise InputError(f"{address}: found no repository, allowed is {HUB}OWNER/REPO/PATH; write it in full")
+    return f"{owner}/{name}", revision or None, inside
 
 
 def check_fits(sae: SparseAutoencoder, d_model: int, site: Site) -> None:

@@ -1,0 +1,196 @@
+"""Read the texts of a contrast set: CSV, JSON, JSONL and TXT, each record with the place it stands at.
+
+This module knows columns, keys and encodings, not what makes a contrast: `refusal.directions.contrast` does. What
+cannot be read is an `InputError` with file and line, never a record guessed or dropped.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from refusal.errors import InputError
+from refusal.untrusted import file_bytes
+
+TEXT_KEYS = ("text", "prompt", "instruction", "sentence", "statement")
+"""What the text may be called."""
+LABEL_KEY = "label"
+SHOWN = 5
+"""Findings that a message lists."""
+_MAX_CHARACTERS = 1_000_000
+_MOST_BYTES = 1 << 26
+"""Bytes of a file, at most."""
+
+
+@dataclass(frozen=True)
+class ContrastRecord:
+    """A text as read, with the place it stands at (`file:line`)."""
+
+    place: str
+    text: Any
+    label: Any
+
+
+def raise_findings(findings: Sequence[str], advice: str) -> NoReturn:
+    """Raise one error that lists what was found, the first of them in full."""
+    more = f"\n... and {len(findings) - SHOWN} more" if len(findings) > SHOWN else ""
+    raise InputError("\n".join(f"contrast: {finding}" for finding in findings[:SHOWN]) + f"{more}\n{advice}")
+
+
+def read_records(path: Path, needs_label: bool) -> list[ContrastRecord]:
+    """Return the records of a file, each with a text, and a label where one is needed.
+
+    Raises:
+        InputError: The file cannot be read as text, is of another kind, or records lack what is needed.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None or (needs_label and reader is _txt):
+        allowed = [suffix for suffix, each in _READERS.items() if not (needs_label and each is _txt)]
+        raise InputError(f"contrast: {path} ends in {path.suffix!r}; allowed are {', '.join(allowed)}; rename the file")
+    findings, found = [], []
+    for record in reader(path, _content(path)):
+        problem = _problem(record, needs_label)
+        if problem:
+            findings.append(f"{record.place}: {problem}")
+        else:
+            found.append(record)
+    if findings:
+        needed = f"a text and a {LABEL_KEY}" if needs_label else "a text"
+        raise_findings(findings, f"needed is {needed} in every record; mend or remove these")
+    if not found:
+        raise InputError(f"contrast: {path} holds no texts; see src/refusal/directions/contrast.py for the formats")
+    return found
+
+
+def _content(path: Path) -> str:
+    try:
+        content = file_bytes(path, _MOST_BYTES)
+    except ValueError as error:
+        raise InputError(f"contrast: {path}: {error}; give a smaller text file") from error
+    except OSError as error:
+        raise InputError(
+            f"contrast: {path}: cannot be read ({error.strerror}); allowed is a CSV, JSON, JSONL or TXT file; check "
+            "its name, kind and permissions"
+        ) from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"contrast: {path}:{line}: found byte 0x{content[error.start]:02x}, which is not UTF-8; save it as UTF-8"
+        ) from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise InputError(f"contrast: {path}:{line}: found a NUL byte, so this is no text file; save it as UTF-8 text")
+    return text
+
+
+def _problem(record: ContrastRecord, needs_label: bool) -> str | None:
+    """Return what is wrong with a record, in words."""
+    if not isinstance(record.text, str):
+        return f"the text is {_said(record.text)}; the key may be {', '.join(TEXT_KEYS)}"
+    if not record.text.strip():
+        return "the text is empty"
+    if any(0xD800 <= ord(char) <= 0xDFFF for char in record.text):
+        return "the text holds half of a surrogate pair, which is no character"
+    if needs_label and (not isinstance(record.label, str | int | float | bool) or not str(record.label).strip()):
+        return f"the {LABEL_KEY} is {_said(record.label)}"
+    return None
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "missing"
+    return "empty" if isinstance(value, str) and not value.strip() else f"a {type(value).__name__}, not text"
+
+
+def _csv(path: Path, text: str) -> Iterator[ContrastRecord]:
+    previous = csv.field_size_limit(_MAX_CHARACTERS)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        names = [str(name).strip().lower() for name in reader.fieldnames or ()]
+        if not set(names) & set(TEXT_KEYS) or len(set(names)) < len(names):
+            found = ", ".join(map(repr, names)) or "none"
+            raise InputError(
+                f"contrast: {path}:1: found columns {found}; needed is one of {', '.join(TEXT_KEYS)}, and {LABEL_KEY} "
+                "where both classes are in one file, each once"
+            )
+        reader.fieldnames = names
+        line = reader.line_num + 1
+        for row in reader:
+            if None in row:
+                raise InputError(
+                    f"contrast: {path}:{line}: found more fields than the {len(names)} of the header; write texts that "
+                    'hold commas or line breaks as "..."'
+                )
+            yield _record_of(row, f"{path}:{line}")
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(
+            f"contrast: {path}:{reader.line_num}: malformed CSV ({error}); allowed are fields quoted as "
+            '"..." with inner quotes doubled (""); mend this row'
+        ) from error
+    finally:
+        csv.field_size_limit(previous)
+
+
+def _json(path: Path, text: str) -> Iterator[ContrastRecord]:
+    content = _parsed(path, text, 1)
+    if isinstance(content, dict) and all(isinstance(texts, list) for texts in content.values()):
+        for label, texts in content.items():
+            for number, each in enumerate(texts, start=1):
+                record = _record_of(each, f"{path}: {label}, entry {number}")
+                yield ContrastRecord(record.place, record.text, label)
+    elif isinstance(content, list):
+        for number, each in enumerate(content, start=1):
+            yield _record_of(each, f"{path}: entry {number}")
+    else:
+        raise InputError(
+            f"contrast: {path}: found {_kind(content)}; allowed are a list of records and an object of label to list "
+            "of texts"
+        )
+
+
+def _kind(content: Any) -> str:
+    return "an object whose values are not lists" if isinstance(content, dict) else f"a {type(content).__name__}"
+
+
+def _jsonl(path: Path, text: str) -> Iterator[ContrastRecord]:
+    for line, row in enumerate(text.split("\n"), start=1):
+        if row.strip():
+            yield _record_of(_parsed(path, row, line), f"{path}:{line}")
+
+
+def _txt(path: Path, text: str) -> Iterator[ContrastRecord]:
+    for line, row in enumerate(text.splitlines(), start=1):
+        if row.strip():
+            yield ContrastRecord(f"{path}:{line}", row.strip(), None)
+
+
+def _parsed(path: Path, text: str, line: int) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also a whole number with thousands of digits
+        raise InputError(f"contrast: {path}:{line}: not readable as JSON ({error}); mend the file") from error
+
+
+def _record_of(record: Any, place: str) -> ContrastRecord:
+    """Return a parsed record; a bare text is one without a label."""
+    if not isinstance(record, dict):
+        return ContrastRecord(place, record, None)
+    keys = {str(key).strip().lower(): value for key, value in record.items()}
+    text = next((keys[key] for key in TEXT_KEYS if key in keys), None)
+    return ContrastRecord(place, text, keys.get(LABEL_KEY))
+
+
+_READERS: dict[str, Callable[[Path, str], Iterator[ContrastRecord]]] = {
+    ".csv": _csv,
+    ".json": _json,
+    ".jsonl": _jsonl,
+    ".txt": _txt,
+}

@@ -1,0 +1,266 @@
+"""The published layout of refusal directions, and prompt splits.
+
+```
+mean_diffs.pt              [n_positions, n_layers, d_model] float64: differences in means at the input of each block
+direction.pt               [d_model]: the selected one, mean_diffs[pos, layer]
+direction_metadata.json    {"pos": negative, "layer": number of a block}
+```
+
+`mean_diffs[p, l]` is read at the *input* of block l: the output of block l - 1, and of the embedding for l = 0. Ours
+are after each block, so the last block's output is not in this layout; `to_published` and `from_published` are the only
+places that convert. Files are read as plain tensors (`weights_only`), never as pickled objects.
+Source: https://github.com/andyrdt/refusal_direction.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from refusal.artefacts import atomic_write, write_json
+from refusal.directions.candidates import Contrast, Direction, MeanDiffs
+from refusal.errors import InputError
+from refusal.untrusted import READ_ERRORS, check_archive, first_line, json_file
+
+MEAN_DIFFS, DIRECTION, METADATA = "mean_diffs.pt", "direction.pt", "direction_metadata.json"
+EVALUATIONS = "direction_evaluations.json"
+"""Scores of every candidate, beside the three files in published folders."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A folder in the published layout."""
+
+    mean_diffs: Float[Tensor, "pos layer d_model"]
+    """At the input of each block."""
+    direction: Float[Tensor, " d_model"]
+    pos: int
+    """Negative: counted from the end of the prompt."""
+    layer: int
+    """Block at whose input the direction was read."""
+
+    @property
+    def source(self) -> Float[Tensor, " d_model"]:
+        """The entry of `mean_diffs` that the metadata names."""
+        return self.mean_diffs[self.pos, self.layer]
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the direction and the entry it should be; 1 unless the files do not belong together."""
+        return float(torch.nn.functional.cosine_similarity(self.direction.double(), self.source.double(), dim=0))
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether the direction is `mean_diffs[pos, layer]`, up to rounding to a lower precision."""
+        error = (self.direction.double() - self.source.double()).norm()
+        return bool(error <= 1e-2 * self.source.double().norm())
+
+
+def to_published(mean_diffs: MeanDiffs) -> Float[Tensor, "pos layer d_model"]:
+    """Return differences in means at the input of each block; the output of the last block is left out."""
+    return torch.cat([mean_diffs.embedding[:, None], mean_diffs.values[:, :-1]], dim=1)
+
+
+def from_published(published: Published) -> MeanDiffs:
+    """Return the candidates of a published folder as ours; what the last block adds is not known, and not in them.
+
+    Their contrast is the published one; how many prompts they rest on is not in the files, and given as 0.
+    """
+    values = published.mean_diffs.double()
+    positions = tuple(range(-len(values), 0))
+    return MeanDiffs(values[:, 1:], values[:, 0], positions, 0, 0, Contrast.DATASET_LABEL)
+
+
+def direction_of(published: Published) -> Direction:
+    """Return the direction of a published folder as ours."""
+    return Direction(published.direction.double(), published.pos, published.layer - 1, "harmful - harmless")
+
+
+def write_published(folder: Path, mean_diffs: MeanDiffs, position: int, layer: int) -> list[Path]:
+    """Write the candidates and the selected one in the published layout; return the paths.
+
+    Args:
+        folder: Where.
+        mean_diffs: The candidates; their positions are the last ones of the prompt.
+        position: Of the selected one, negative.
+        layer: The block after which it was read; not the last, whose output the layout does not hold.
+
+    Raises:
+        ValueError: The selected direction was read after the last block.
+    """
+    if layer + 1 >= mean_diffs.n_layers:
+        raise ValueError(f"the published layout holds no direction after block {layer}, the last one")
+    direction = mean_diffs.vector(position, layer)
+    paths = [folder / name for name in (MEAN_DIFFS, DIRECTION, METADATA)]
+    _save_tensor(paths[0], to_published(mean_diffs))
+    _save_tensor(paths[1], direction)
+    write_json(paths[2], {"pos": position, "layer": layer + 1})
+    return paths
+
+
+def _save_tensor(path: Path, tensor: Tensor) -> None:
+    """Write a tensor as torch does; by way of memory, because the bytes would hold the name of the file."""
+    content = io.BytesIO()
+    torch.save(tensor.contiguous().clone(), content)
+    with atomic_write(path) as beside:
+        beside.write_bytes(content.getvalue())
+
+
+def read_published(folder: Path) -> Published:
+    """Return what a folder in the published layout holds.
+
+    Raises:
+        InputError: A file is missing, unreadable, of another shape, or the files do not fit together.
+    """
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"{folder}: {found}; give a folder with {MEAN_DIFFS}, {DIRECTION} and {METADATA}")
+    mean_diffs = _load_tensor(folder / MEAN_DIFFS, 3, "[n_positions, n_layers, d_model]")
+    direction = _load_tensor(folder / DIRECTION, 1, "[d_model]")
+    metadata = _load_json(folder / METADATA)
+    pos, layer = (_index(metadata, key, folder / METADATA) for key in ("pos", "layer"))
+    n_positions, n_layers, d_model = mean_diffs.shape
+    if not -n_positions <= pos < 0 or not 0 <= layer < n_layers:
+        raise InputError(
+            f"{folder / METADATA}: pos {pos}, layer {layer}: {MEAN_DIFFS} has {n_positions} positions and {n_layers} "
+            f"layers; allowed are pos -{n_positions} to -1 and layer 0 to {n_layers - 1}"
+        )
+    if len(direction) != d_model:
+        raise InputError(
+            f"{folder / DIRECTION}: found {len(direction)} numbers; {MEAN_DIFFS} beside it has d_model {d_model}; "
+            "the two files do not belong together"
+        )
+    return Published(mean_diffs, direction, pos, layer)
+
+
+def _load_tensor(path: Path, n_dimensions: int, shape: str) -> Tensor:
+    try:
+        if is_zipfile(path):
+            check_archive(path)
+        found = torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path}: not found; the published layout has {MEAN_DIFFS}, {DIRECTION}, {METADATA}"
+        ) from error
+    except READ_ERRORS as error:
+        raise InputError(
+            f"{path}: cannot be read as a tensor ({first_line(error)}); allowed is a tensor saved by torch.save; get "
+            "the file anew"
+        ) from error
+    if (
+        not isinstance(found, Tensor)
+        or found.ndim != n_dimensions
+        or not found.is_floating_point()
+        or not found.numel()
+    ):
+        is_what = (
+            f"a tensor {tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+        )
+        raise InputError(f"{path}: found {is_what}; allowed is a tensor of real numbers {shape}")
+    if not torch.isfinite(found).all():
+        raise InputError(f"{path}: some numbers are not finite; directions are finite; make the file anew")
+    return found
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json_file(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: not found; allowed is JSON, see src/refusal/directions/formats.py") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); get the file anew") from error
+
+
+def _index(metadata: Any, key: str, path: Path) -> int:
+    value = metadata.get(key) if isinstance(metadata, dict) else None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InputError(f'{path}: {key}: found {value!r}; allowed is a whole number, as in {{"pos": -2, "layer": 10}}')
+    return value
+
+
+# Prompt splits -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A prompt of a split."""
+
+    instruction: str
+    category: str | None
+    """None where the split has no categories."""
+
+
+def write_split(path: Path, instructions: Sequence[Instruction]) -> None:
+    """Write a split as `[{"instruction", "category"}]`, in order."""
+    write_json(path, [vars(each) for each in instructions])
+
+
+def read_split(path: Path) -> tuple[Instruction, ...]:
+    """Return the prompts of a split file.
+
+    Raises:
+        InputError: The file is missing, no JSON, or an entry is no `{"instruction", "category"}`; all bad entries are
+            counted and the first is named.
+    """
+    content = _load_json(path)
+    if not isinstance(content, list):
+        raise InputError(f'{path}: found {type(content).__name__}; allowed is a list of {{"instruction", "category"}}')
+    wrong = [index for index, entry in enumerate(content) if not _is_instruction(entry)]
+    if wrong:
+        raise InputError(
+            f'{path}: {len(wrong)} of {len(content)} entries are no {{"instruction", "category"}}, the first is entry '
+            f"{wrong[0]}: {str(content[wrong[0]])[:60]!r}; instruction is text that is not empty, category is text or "
+            "null"
+        )
+    return tuple(Instruction(entry["instruction"], entry.get("category")) for entry in content)
+
+
+def _is_instruction(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("instruction"), str)
+        and bool(entry["instruction"].strip())
+        and isinstance(entry.get("category"), str | None)
+    )
+
+
+# Scores of published candidates --------------------------------------------------------------------------------------
+
+_SCORES = ("refusal_score", "steering_score", "kl_div_score")
+
+
+def read_evaluations(path: Path) -> list[dict[str, Any]]:
+    """Return the scores of every candidate as published: position, layer, refusal_score, steering_score, kl_div_score.
+
+    Scores that are not a number are None.
+
+    Raises:
+        InputError: The file is no JSON, or an entry lacks a key.
+    """
+    content = _load_json(path)
+    found: list[dict[str, Any]] = []
+    for index, entry in enumerate(content if isinstance(content, list) else [content]):
+        keys = entry if isinstance(entry, dict) else {}
+        missing = [key for key in ("position", "layer", *_SCORES) if key not in keys]
+        if missing:
+            raise InputError(
+                f"{path}: entry {index}: no {', '.join(missing)}; allowed is a list of objects with position, layer, "
+                f"{', '.join(_SCORES)}; get the file anew"
+            )
+        places = {key: _index(entry, key, path) for key in ("position", "layer")}
+        found.append(places | {key: _score(entry[key]) for key in _SCORES})
+    return found
+
+
+def _score(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
