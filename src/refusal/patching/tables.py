@@ -20,6 +20,7 @@ from refusal.patching.records import (
     UnitRecord,
 )
 from refusal.schemas import Measure
+from refusal.spreadsheet import plain_cell
 
 Cell = str | int | float | bool | None
 
@@ -200,11 +201,11 @@ def _write(path: Path, text: str) -> Path:
 
 
 def as_csv(table: Table) -> str:
-    """Return a table as CSV with a header; numbers have six significant digits."""
+    """Return a table as CSV with a header; numbers have six significant digits; no cell is a formula."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table.header)
-    writer.writerows([_number(cell) for cell in row] for row in table.rows)
+    writer.writerows([plain_cell(_number(cell)) for cell in row] for row in table.rows)
     return text.getvalue()
 
 
