@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from markupsafe import Markup
@@ -17,7 +17,7 @@ from markupsafe import Markup
 from circuits.direction_report import findings_of
 from circuits.page_data import STEPS, Texts, page_data, script_json
 from circuits.page_templates import asset, template
-from circuits.patching_page import PatchingSection
+from circuits.patching_page import NO_PATCHING, PatchingPart
 from circuits.summary import CANNOT_TELL, table_categories
 from refusal.schemas import Report
 
@@ -29,7 +29,7 @@ def html_page(
     report: Report,
     texts: Mapping[str, Texts],
     training: Mapping[tuple[str, str], str] | None = None,
-    patching: Sequence[PatchingSection] = (),
+    patching: PatchingPart = NO_PATCHING,
 ) -> str:
     """Return the page.
 
@@ -37,7 +37,7 @@ def html_page(
         report: Everything that was found.
         texts: Prompts and responses by model; the page shows them behind a click only.
         training: By model and site, where the picture of the SAEs' training lies beside the page.
-        patching: What activation patching found, model by model.
+        patching: What activation patching found.
     """
     page = ""
     script = asset("report.js")

@@ -59,6 +59,30 @@ class PatchingSection:
     """Pictures by name, relative to the page."""
 
 
+@dataclass(frozen=True)
+class ComparedModels:
+    """Two models that were compared, and the page that shows it."""
+
+    first: str
+    second: str
+    n_pairs: int
+    page: str
+    """Relative to the result folder."""
+
+
+@dataclass(frozen=True)
+class PatchingPart:
+    """What the report shows of patching."""
+
+    sections: Sequence[PatchingSection] = ()
+    """A model each."""
+    compared: Sequence[ComparedModels] = ()
+
+
+NO_PATCHING = PatchingPart()
+"""What the report shows where nothing was patched."""
+
+
 def patching_section(
     results: PatchingResults, figures: Mapping[str, str], most_cells: int | None = None
 ) -> PatchingSection:

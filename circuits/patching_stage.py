@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 from urllib.parse import quote
 
 from circuits.patching_figures import draw_patching, figure_paths
 from circuits.patching_page import (
     MOST_CELLS,
+    ComparedModels,
     PatchingSection,
     comparison_page,
     patching_page,
@@ -18,8 +20,8 @@ from circuits.patching_page import (
 from circuits.plot_patching_comparison import draw_comparison
 from refusal.artefacts import ResultPaths, read_json, write_text
 from refusal.config import Config
-from refusal.patching.compare_models import compare_models
-from refusal.patching.records import PATCHING, PatchingResults
+from refusal.patching.compare_models import COMPARISON, compare_models
+from refusal.patching.records import PATCHING, PatchingComparison, PatchingResults
 from refusal.patching.stage import RESULTS, circuits_digest, run_patching
 
 PAGE = "report.html"
@@ -69,6 +71,22 @@ def lacks_circuits(config: Config, paths: ResultPaths, model: str) -> str | None
         return None
     held = read_json(paths.patching(model) / RESULTS, PATCHING).get("circuits")
     return None if held == circuits_digest(paths, model) else "the circuits whose latents are mapped have changed"
+
+
+def compared_models(paths: ResultPaths, models: Sequence[str]) -> list[ComparedModels]:
+    """Return which of the models were compared with each other.
+
+    Raises:
+        ArtefactError: A comparison is damaged.
+    """
+    found = []
+    for first, second in permutations(models, 2):
+        folder = paths.patching_comparison(first, second)
+        if (folder / COMPARISON).exists():
+            n_pairs = PatchingComparison.load(folder / COMPARISON).n_pairs
+            page = quote((folder / PAGE).relative_to(paths.root).as_posix())
+            found.append(ComparedModels(first, second, n_pairs, page))
+    return found
 
 
 def report_sections(paths: ResultPaths, models: Sequence[str]) -> list[PatchingSection]:

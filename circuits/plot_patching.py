@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 
 from circuits.plot_style import (
     FAINT,
+    GRID,
     INK,
     NEGATIVE,
     POSITIVE,
@@ -109,7 +110,7 @@ def layer_figure(results: PatchingResults) -> Figure | None:
     if not grid:
         return None
     title = f"{name(results.model, 40)}: layers and positions"
-    return _grid_figure(grid, title, _line(results, shown_maps(results, kinds[0])[0]), "block")
+    return _grid_figure(grid, title, _line(results, shown_maps(results, kinds[0])[0]))
 
 
 def position_figure(results: PatchingResults) -> Figure | None:
@@ -119,7 +120,7 @@ def position_figure(results: PatchingResults) -> Figure | None:
     if not panels or max(len(panel.columns) for panel in panels) < 5:
         return None
     title = f"{name(results.model, 40)}: the residual stream at every position"
-    return _grid_figure([panels], title, _line(results, maps[0]), "block")
+    return _grid_figure([panels], title, _line(results, maps[0]), "position, from the end")
 
 
 def head_figure(results: PatchingResults) -> Figure | None:
@@ -128,7 +129,7 @@ def head_figure(results: PatchingResults) -> Figure | None:
     if not panels:
         return None
     title = f"{name(results.model, 40)}: attention heads"
-    return _grid_figure([panels], title, _line(results, shown_maps(results, "heads")[0]), "block")
+    return _grid_figure([panels], title, _line(results, shown_maps(results, "heads")[0]), "head")
 
 
 def structure_figure(results: PatchingResults) -> Figure | None:
@@ -198,11 +199,11 @@ def _head_panel(each: MapRecord, at: str, results: PatchingResults) -> Panel:
     return Panel(f"{MODE_TITLES[each.mode]}\n{where}", rows, tuple(str(head) for head in heads), cells)
 
 
-def _grid_figure(grid: list[list[Panel]], title: str, line: str, rows_named: str) -> Figure:
+def _grid_figure(grid: list[list[Panel]], title: str, line: str, columns_named: str = "") -> Figure:
     """Return panels in columns; those of a column stand below each other."""
     widths = [max(panel.size[0] for panel in column) for column in grid]
     heights = [max(column[row].size[1] for column in grid if row < len(column)) for row in range(max(map(len, grid)))]
-    left, gap, between, bottom = 0.75, 0.75, 0.95, 1.0
+    left, gap, between, bottom = 0.75, 0.75, 0.95, 1.45
     width = max(7.5, left + sum(widths) + gap * (len(widths) - 1) + 0.4)
     height = bottom + sum(heights) + between * (len(heights) - 1) + 1.45
     figure = new_figure(width, height)
@@ -213,14 +214,27 @@ def _grid_figure(grid: list[list[Panel]], title: str, line: str, rows_named: str
             axes = add_axes(figure, x, y, widths[column] if not panel.is_dense else panel.size[0], heights[row])
             _draw(axes, panel)
             if column == 0:
-                axes.set_ylabel(rows_named, fontsize=9, color=INK)
+                axes.set_ylabel("block", fontsize=9, color=INK)
+            if row == len(panels) - 1:
+                axes.set_xlabel(columns_named, fontsize=9, color=INK)
     add_head(figure, title, line)
     text = (
         "0: the patch does nothing; 1: it does all that separates the two prompts. Blue towards 1, orange below 0. "
         "Framed: critical (p corrected for all units of the map, and an effect of some size). Hatched: not measured."
     )
     add_notes(figure, wrapped(text, width - 0.6, 8.5))
+    colour_scale(figure, left)
     return figure
+
+
+def colour_scale(figure: Figure, left: float) -> None:
+    """Draw the scale of colours above the notes."""
+    axes = add_axes(figure, left, 0.86, 2.0, 0.1)
+    axes.imshow(np.linspace(-1, 1, 101)[None], cmap=SCALE, vmin=-1, vmax=1, aspect="auto", extent=(-1, 1, 0, 1))
+    axes.set_yticks([])
+    axes.set_xticks([-1, 0, 1])
+    axes.tick_params(length=2, labelsize=7.5, colors=FAINT, pad=1)
+    axes.spines[:].set_color(GRID)
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
@@ -241,7 +255,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
     step = max(1, len(panel.rows) // 32)
     tick_names(axes, "y", range(0, len(panel.rows), step), panel.rows[::step], fontsize=8)
     step = max(1, len(panel.columns) // 16) if panel.is_dense else 1
-    tick_names(axes, "x", range(0, len(panel.columns), step), panel.columns[::step], fontsize=8)
+    is_tight = panel.is_dense and max(map(len, panel.columns)) > 3
+    tick_names(axes, "x", range(0, len(panel.columns), step), panel.columns[::step], fontsize=8, rotation=90 * is_tight)
 
 
 def _write(axes: Axes, row: int, column: int, unit: UnitRecord) -> None:

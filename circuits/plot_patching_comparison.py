@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from circuits.plot_patching import MODE_TITLES, SCALE, from_the_left, place_name
+from circuits.plot_patching import MODE_TITLES, SCALE, colour_scale, from_the_left, place_name
 from circuits.plot_style import (
     FAINT,
     GRID,
@@ -32,6 +32,8 @@ from refusal.patching.records import CellComparison, MapComparison, PatchingComp
 
 ALPHA = 0.05
 """Corrected p from which a difference is framed."""
+LEAST = 0.05
+"""Difference from which it is framed: with many pairs the smallest one is sure."""
 _CELL, _SMALL, _MANY = (0.7, 0.36), (0.17, 0.17), 160
 
 
@@ -62,7 +64,7 @@ def maps_figure(found: PatchingComparison, *, heads: bool) -> Figure | None:
     left, gap, between = 0.8, 0.45, 0.95
     wide = max(width for width, _ in sizes)
     width = max(8.0, left + 3 * wide + 2 * gap + 0.4)
-    height = 2.3 + sum(high for _, high in sizes) + between * (len(sizes) - 1)
+    height = 2.75 + sum(high for _, high in sizes) + between * (len(sizes) - 1)
     figure = new_figure(width, height)
     top = height - 1.55
     for each, (rows, columns, cells), (own_width, own_height) in zip(maps, grids, sizes, strict=True):
@@ -77,8 +79,9 @@ def maps_figure(found: PatchingComparison, *, heads: bool) -> Figure | None:
     what = "attention heads" if heads else "layers and positions"
     line = f"share of m(clean) - m(corrupted); {plural(found.n_pairs, 'pair')} in common"
     add_head(figure, f"{name(found.first, 30)} and {name(found.second, 30)}: {what}", line)
-    text = "Blue towards 1, orange below 0. Framed: a difference with a corrected p of at most .05 (paired sign flips)."
+    text = "Blue towards 1, orange below 0. Framed: a difference of at least .05 with a corrected p of at most .05."
     add_notes(figure, wrapped(text, width - 0.6, 8.5))
+    colour_scale(figure, left)
     return figure
 
 
@@ -117,7 +120,7 @@ def _draw(axes: Axes, rows: list[str], columns: list[str], cells: _Cells, side: 
         if not is_dense and np.isfinite(value):
             ink = "white" if abs(value) > 0.6 else INK
             axes.text(column, row, number(float(value)), ha="center", va="center", color=ink, fontsize=8)
-        if side == "difference" and cell.p_corrected is not None and cell.p_corrected <= ALPHA:
+        if side == "difference" and _is_different(cell):
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=INK, lw=1.3, clip_on=False))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, colors=FAINT)
@@ -125,6 +128,11 @@ def _draw(axes: Axes, rows: list[str], columns: list[str], cells: _Cells, side: 
     tick_names(axes, "y", range(0, len(rows), step), rows[::step], fontsize=7.5)
     step = max(1, len(columns) // 16) if is_dense else 1
     tick_names(axes, "x", range(0, len(columns), step), columns[::step], fontsize=7.5)
+
+
+def _is_different(cell: CellComparison) -> bool:
+    is_sure = cell.p_corrected is not None and cell.p_corrected <= ALPHA
+    return is_sure and abs(_value(cell.difference.value)) >= LEAST
 
 
 def directions_figure(found: PatchingComparison) -> Figure:

@@ -17,7 +17,8 @@ from urllib.parse import quote
 from circuits.direction_report import direction_findings
 from circuits.page import html_page
 from circuits.page_data import Texts
-from circuits.patching_stage import report_sections
+from circuits.patching_page import PatchingPart
+from circuits.patching_stage import compared_models, report_sections
 from circuits.plot_style import ImageFormat
 from circuits.plots import CircuitVisualizer
 from circuits.summary import summary_text
@@ -96,7 +97,8 @@ def write_reports(
     if settings.html:
         texts = {model: _texts(paths, model) for model in models}
         training = _training_figures(paths, report, written)
-        write_text(paths.html, html_page(report, texts, training, report_sections(paths, patched)))
+        patching = PatchingPart(report_sections(paths, patched), compared_models(paths, patched))
+        write_text(paths.html, html_page(report, texts, training, patching))
         written.append(paths.html)
     write_summary(paths, report, written)
     return [paths.summary, *written]

@@ -33,7 +33,7 @@ STUDY = {
     "max_new_tokens": 8,
     "activation_layers": ["residuals_0", "residuals_1"],
     # long enough to be stopped in the middle
-    "sae": {"seeds": [0], "steps": 1000, "d_sae": 32, "k": 4, "stability_halves": False},
+    "sae": {"seeds": [0], "steps": 600, "d_sae": 32, "k": 4, "stability_halves": False},
     "circuit": {"ig_steps": 2},
     "analysis": {"bootstrap": 100, "permutations": 0},
 }
@@ -153,7 +153,7 @@ def test_slurm_runs_the_study_with_an_array_and_a_job_stopped_by_its_walltime_go
     (log,) = logs(results, "saes")
     assert "interrupted; what was complete is kept" in log
     assert "stopped before the walltime; handed in again (0 times so far)" in log
-    assert re.search(r"going on from step \d+ of 1000", log)
+    assert re.search(r"going on from step \d+ of 600", log)
     assert_same(results, undisturbed)
 
 
@@ -172,7 +172,7 @@ def test_pbs_runs_the_study_and_after_a_walltime_the_same_command_resumes(pbs, t
     assert submit(tmp_path / "study 2", options, "pbs", pbs.environment)[0] == 0
     assert {state for states in pbs.finish().values() for state in states} == {"COMPLETED"}
     assert "inference of planted/modular: up to date" in logs(results, "inference")[-1]
-    assert re.search(r"going on from step \d+ of 1000", logs(results, "saes")[2])
+    assert re.search(r"going on from step \d+ of 600", logs(results, "saes")[2])
     assert_same(results, undisturbed)
 
 

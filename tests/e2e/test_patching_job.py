@@ -17,8 +17,8 @@ from circuits.job import patching_main
 from circuits.page import html_page
 from circuits.page_data import Texts
 from circuits.patching_figures import FIGURES, figure_paths
-from circuits.patching_page import heat_style, patching_page
-from circuits.patching_stage import report_sections
+from circuits.patching_page import PatchingPart, heat_style, patching_page
+from circuits.patching_stage import compared_models, report_sections
 from circuits.report import build_report
 from refusal.artefacts import ResultPaths
 from refusal.patching.records import PatchingComparison, PatchingResults
@@ -108,7 +108,10 @@ def test_tables_pictures_and_pages_are_there(study):
         rows = list(csv.DictReader(handle))
     exact = [row for row in rows if (row["method"], row["mode"], row["place"]) == ("exact", "noise", "all")]
     assert len(exact) == 16
-    assert all(float(row["low"]) <= float(row["effect"]) <= float(row["high"]) for row in exact)
+    assert all(float(row["effect_low"]) <= float(row["effect"]) <= float(row["effect_high"]) for row in exact)
+    for table in (folder / "tables").glob("*.csv"):
+        header = table.read_text().splitlines()[0].split(",")
+        assert len(set(header)) == len(header), f"{table.name}: a column stands twice"
     latex = (folder / "tables" / "validation.tex").read_text()
     assert latex.count("{") == latex.count("}")
     assert r"\midrule" in latex
@@ -258,7 +261,10 @@ def test_the_report_shows_what_patching_found(study, tmp_path):
     shutil.copytree(ResultPaths(study / "results").patching(MODEL), paths.patching(MODEL))
     report = build_report(paths, [MODEL], {})
     texts = {MODEL: Texts.of(None, None)}
-    page = html_page(report, texts, patching=report_sections(paths, [MODEL]))
+    shutil.copytree(study / "results" / "patching" / "comparisons", tmp_path / "patching" / "comparisons")
+    part = PatchingPart(report_sections(paths, [MODEL]), compared_models(paths, [MODEL, OTHER]))
+    page = html_page(report, texts, patching=part)
+    assert 'href="patching/comparisons/planted__monolithic/planted__modular/report.html"' in page
     assert "Where refusal is decided" in page
     assert "Forcing and suppressing refusal" in page
     assert page.count("<script") == 2

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tqdm import tqdm
 
 from refusal.config_patching import PatchingConfig
+from refusal.errors import InputError
 from refusal.patching.attribution import estimate_units
 from refusal.patching.direct import direct_effects, writers
 from refusal.patching.exact import Progress, patch_units
@@ -16,6 +18,7 @@ from refusal.patching.records import Method
 from refusal.patching.runs import PairRuns
 from refusal.patching.tokens import EVERYWHERE, READOUT, Place, places
 from refusal.patching.units import Ablation, Mode, Patch, PatchedMetric, Unit, head_units, layer_units
+from refusal.resources import is_out_of_memory
 from refusal.sites import SiteKind
 
 WRITERS = "writers"
@@ -80,6 +83,25 @@ def plan_maps(runs: PairRuns, settings: PatchingConfig) -> Iterator[_Plan]:
                 yield _Plan(kind, patch, method, units_of(runs, kind, every))
 
 
+@contextmanager
+def told_when_memory_runs_out(batch_size: int) -> Iterator[None]:
+    """Say what to do when memory runs out inside the `with`.
+
+    Raises:
+        InputError: Memory ran out; what was finished is kept.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"batch_size: memory ran out while patching {batch_size} pairs at once; set batch_size: "
+            f"{max(1, batch_size // 2)}, patching.method: attribution, fewer patching.kinds, or dtype: bfloat16; maps "
+            "that are finished are kept"
+        ) from error
+
+
 def make_maps(runs: PairRuns, settings: PatchingConfig, kept: Kept) -> list[Map]:
     """Return every map; what was finished earlier is read."""
     found = []
@@ -89,7 +111,9 @@ def make_maps(runs: PairRuns, settings: PatchingConfig, kept: Kept) -> list[Map]
         for plan in planned:
             steps = {"steps": settings.ig_steps} if plan.method == "integrated" else {}
             before = bar.n
-            metric = kept.map(plan.name, plan.patch, plan.units, steps, _maker(runs, plan, settings, bar.update))
+            make = _maker(runs, plan, settings, bar.update)
+            with told_when_memory_runs_out(runs.batch_size):
+                metric = kept.map(plan.name, plan.patch, plan.units, steps, make)
             bar.update(before + len(plan.units) * len(runs) - bar.n)
             found.append(Map(plan.kind, plan.patch, plan.method, metric))
     return found

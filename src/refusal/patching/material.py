@@ -24,6 +24,10 @@ from refusal.patching.runs import DEFAULT_BATCH, PairRuns
 from refusal.patching.tokens import tokenise, unaligned
 from refusal.schemas import ModelOutputs, RefusalLabels
 
+ACTS_BYTES = 2**30
+"""Activations of one side of a batch at all positions and sites, at most, when `batch_size` is auto."""
+SITES_A_LAYER, TOKENS_A_PAIR = 4, 64
+"""What these are reckoned with."""
 SPARE = 1.5
 """Pairs that are tried, as a multiple of those wanted: some turn out to differ too little."""
 
@@ -71,9 +75,12 @@ class Material:
 
     @property
     def batch_size(self) -> int:
-        """Pairs that are run together."""
+        """Pairs that are run together; auto: as many as have their activations of all sites in `ACTS_BYTES`."""
         configured = self.config.batch_size
-        return DEFAULT_BATCH if configured == "auto" else configured
+        if configured != "auto":
+            return configured
+        a_pair = self.model.n_layers * SITES_A_LAYER * TOKENS_A_PAIR * self.model.d_model * 4
+        return max(1, min(DEFAULT_BATCH, ACTS_BYTES // a_pair))
 
     def candidates(self) -> PairSet:
         """Return the pairs from where the configuration says.

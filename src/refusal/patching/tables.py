@@ -36,7 +36,12 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
 
 
-_MEASURE = ("low", "high", "n")
+_REFUSALS = ("refusal", "refusal_low", "refusal_high", "refused", "n", "unclear")
+
+
+def _columns(name: str) -> tuple[str, ...]:
+    """Return the columns of a number with its interval."""
+    return (name, f"{name}_low", f"{name}_high", f"{name}_n")
 
 
 def _measure(measure: Measure | None) -> tuple[Cell, ...]:
@@ -50,9 +55,6 @@ def _refusals(found: RefusalsRecord) -> tuple[Cell, ...]:
     return (rate.value, rate.low, rate.high, rate.k, rate.n, found.n_unclear)
 
 
-_REFUSALS = ("low", "high", "refused", "n", "unclear")
-
-
 def _unit(record: MapRecord, unit: UnitRecord) -> tuple[Cell, ...]:
     return (
         *(record.kind, record.method, record.mode, record.ablation, unit.name, unit.layer, unit.head, unit.place),
@@ -64,7 +66,7 @@ def _unit(record: MapRecord, unit: UnitRecord) -> tuple[Cell, ...]:
 def tables(results: PatchingResults) -> list[Table]:
     """Return the tables of a model's results; those without rows are left out."""
     unit = (
-        *("kind", "method", "mode", "ablation", "unit", "layer", "head", "place", "effect", *_MEASURE),
+        *("kind", "method", "mode", "ablation", "unit", "layer", "head", "place", *_columns("effect")),
         *("score", "p", "p_corrected", "critical"),
     )
     layer_rows = [_unit(each, u) for each in results.maps for u in each.units if u.head is None]
@@ -81,20 +83,20 @@ def tables(results: PatchingResults) -> list[Table]:
         Table(
             "writes",
             f"What is written to m and along the refusal direction ({results.direction_site}).",
-            ("unit", "layer", "head", "to_m", *_MEASURE, "to_direction", "low", "high", "n"),
+            ("unit", "layer", "head", *_columns("to_m"), *_columns("to_direction")),
             tuple((w.name, w.layer, w.head, *_measure(w.to_metric), *_measure(w.to_direction)) for w in results.writes),
         ),
         _attention(results),
         Table(
             "validation",
             "Refusals with units ablated or kept.",
-            ("kind", "condition", "units", "sets", "refusal", *_REFUSALS),
+            ("kind", "condition", "units", "sets", *_REFUSALS),
             tuple((c.kind, c.name, c.n_units, c.draws, *_refusals(c.refusals)) for c in results.validation),
         ),
         Table(
             "clamping",
             "Refusals with a direction or latents clamped.",
-            ("what", "site", "strength", "prompts", "refusal", *_REFUSALS),
+            ("what", "site", "strength", "prompts", *_REFUSALS),
             tuple(
                 (c.what, c.site, dose.strength, side, *_refusals(getattr(dose, name)))
                 for c in results.clamping
@@ -125,7 +127,7 @@ def tables(results: PatchingResults) -> list[Table]:
 
 
 def _attention(results: PatchingResults) -> Table:
-    header = ("layer", "head", "side", "group", "share", *_MEASURE, "per_token")
+    header = ("layer", "head", "side", "group", *_columns("share"), "per_token")
     rows = tuple(
         (e.layer, e.head, e.side, group, *_measure(e.shares[group]), e.per_token[group])
         for e in results.attention
@@ -135,7 +137,7 @@ def _attention(results: PatchingResults) -> Table:
 
 
 def _latents(results: PatchingResults) -> Table:
-    header = ("site", "latent", "circuits", "attribution", "denoise", *_MEASURE, "noise", *_MEASURE)
+    header = ("site", "latent", "circuits", "attribution", *_columns("denoise"), *_columns("noise"))
     rows = tuple(
         (
             *(e.site, e.latent, " ".join(e.circuits), e.attribution),
@@ -159,7 +161,7 @@ def comparison_tables(found: PatchingComparison) -> list[Table]:
     maps = Table(
         "maps",
         f"Effects in {found.first} and {found.second}.",
-        ("kind", "mode", "unit", "place", "first", "second", "difference", *_MEASURE, "d_z", "p_corrected"),
+        ("kind", "mode", "unit", "place", "first", "second", *_columns("difference"), "d_z", "p_corrected"),
         tuple(
             (
                 *(each.kind, each.mode, cell.name, cell.place, cell.first, cell.second),
@@ -173,7 +175,7 @@ def comparison_tables(found: PatchingComparison) -> list[Table]:
     directions = Table(
         "directions",
         f"Cosine of the refusal directions of {found.first} and {found.second}.",
-        ("site", "cosine", *_MEASURE, "ceiling_first", "ceiling_second", "norm_first", "norm_second"),
+        ("site", *_columns("cosine"), "ceiling_first", "ceiling_second", "norm_first", "norm_second"),
         tuple(
             (d.site, *_measure(d.cosine), d.ceiling_first, d.ceiling_second, d.norm_first, d.norm_second)
             for d in found.directions
@@ -201,7 +203,11 @@ def _write(path: Path, text: str) -> Path:
 
 
 def as_csv(table: Table) -> str:
+<<<<<<< HEAD
     """Return a table as CSV with a header; numbers have six significant digits; no cell is a formula."""
+=======
+    """Return a table as CSV with a header; numbers have six significant digits, texts are no formulas."""
+>>>>>>> main
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table.header)

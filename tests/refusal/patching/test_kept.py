@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from refusal.errors import InputError
 from refusal.patching.kept import Kept
+from refusal.patching.maps import told_when_memory_runs_out
 from refusal.patching.records import SiteClampRecord
 from refusal.patching.tokens import READOUT
 from refusal.patching.units import Mode, Patch, PatchedMetric, Unit
@@ -72,3 +74,11 @@ def test_parts_that_were_not_asked_for_are_removed(tmp_path):
     kept.part("new", SiteClampRecord, {}, Maker().records)
     kept.forget_others()
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["new.json"]
+
+
+def test_memory_that_runs_out_is_told_with_what_to_do_and_other_errors_pass():
+    said = r"while patching 8 pairs at once; set batch_size: 4, .* finished are kept"
+    with pytest.raises(InputError, match=said), told_when_memory_runs_out(8):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+    with pytest.raises(RuntimeError, match="shape"), told_when_memory_runs_out(8):
+        raise RuntimeError("shape mismatch")
