@@ -331,18 +331,11 @@ def test_a_filled_in_table_of_disagreements_is_read_back(tmp_path):
     assert [label.response for label in read_labels(path)] == ["- first\n- second", "'quoted'"]
 
 
-_WRITERS = ("agreement", "directions/projections", "directions/writing", "patching/tables")
-
-
 def test_every_csv_goes_through_the_cells_or_is_the_shipped_data():
     writers = {str(path) for path, _, name in calls() if name in ("csv.writer", "csv.DictWriter") or "to_csv" in name}
     of_our_own_making = {"benchmarks/calibration/runs.py", "benchmarks/memory.py"}
-<<<<<<< HEAD
-    by_cells = {f"src/refusal/{name}.py" for name in _WRITERS}
-=======
     names = ("agreement", "directions/projections", "directions/writing", "patching/tables")
     by_cells = {f"src/refusal/{name}.py" for name in names}
->>>>>>> main
     assert writers - of_our_own_making == {*by_cells, "src/refusal/planted/data.py"}
     shipped = [
         path for folder in ("planted", "directions") for path in (ROOT / "src/refusal" / folder).glob("data/*.csv")

@@ -203,11 +203,7 @@ def _write(path: Path, text: str) -> Path:
 
 
 def as_csv(table: Table) -> str:
-<<<<<<< HEAD
-    """Return a table as CSV with a header; numbers have six significant digits; no cell is a formula."""
-=======
     """Return a table as CSV with a header; numbers have six significant digits, texts are no formulas."""
->>>>>>> main
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table.header)
