@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -48,3 +49,13 @@ def _hooks(module: nn.Module) -> Iterator[Any]:
     """Yield what accelerate has put around a module."""
     hook = getattr(module, "_hf_hook", None)
     yield from getattr(hook, "hooks", (hook,))
+
+
+def tensors_digest(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of tensors and of the JSON-like values beside them, which differs when any bit does."""
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

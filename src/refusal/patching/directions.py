@@ -7,10 +7,9 @@ Source: Arditi et al. 2406.11717, whose code writes these files.
 
 from __future__ import annotations
 
-import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from jaxtyping import Float
@@ -19,6 +18,7 @@ from torch import Tensor
 from refusal.errors import InputError
 from refusal.models import ChatModel
 from refusal.sites import Site, SiteKind
+from refusal.untrusted import READ_ERRORS, check_archive, first_line, json_file
 
 FILES = ("direction.pt", "direction_metadata.json")
 
@@ -62,14 +62,16 @@ def given_direction(folder: str, model: ChatModel) -> GivenDirection:
     root = require_files(folder)
     where = f"patching.direction: {root}"
     try:
-        metadata = json.loads((root / FILES[1]).read_text(encoding="utf-8"))
+        metadata = json_file(root / FILES[1])
         position, layer = int(metadata["pos"]), int(metadata["layer"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{where}/{FILES[1]}: found no numbers pos and layer ({error}); write both as JSON") from error
     try:
+        if is_zipfile(root / FILES[0]):
+            check_archive(root / FILES[0])
         direction = torch.load(root / FILES[0], map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{where}/{FILES[0]}: is no tensor file that is safe to read ({error})") from error
+    except READ_ERRORS as error:
+        raise InputError(f"{where}/{FILES[0]}: is no tensor file that is safe to read ({first_line(error)})") from error
     if not isinstance(direction, Tensor) or direction.shape != (model.d_model,) or not bool(direction.isfinite().all()):
         found = tuple(direction.shape) if isinstance(direction, Tensor) else type(direction).__name__
         raise InputError(

@@ -1,7 +1,8 @@
 """What a stage has finished, kept on disk as it finishes, so that a run that was stopped goes on where it was.
 
-Each part has a plan: everything that decides its content, as a digest. A part that was made under another plan is made
-anew. Maps are kept as one number per unit and pair (`maps/NAME.safetensors`), other parts as JSON (`parts/NAME.json`).
+Each part has a plan: everything that decides its content, as a digest. A part that was made under another plan, or
+whose file does not fit the checksum in it, is made anew. Maps are kept as one number per unit and pair
+(`maps/NAME.safetensors`), other parts as JSON (`parts/NAME.json`).
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from refusal.artefacts import atomic_write, read_json, write_json
+from refusal.artefacts import CHECKSUM, atomic_write, read_sealed, write_sealed
 from refusal.errors import ArtefactError
 from refusal.patching.units import Patch, PatchedMetric, Unit
+from refusal.weights import tensors_digest
 
 Content = TypeVar("Content", bound=BaseModel)
 
@@ -74,13 +76,13 @@ class Kept:
         digest = self.digest(name, more)
         adapter = TypeAdapter(list[kind])  # type: ignore[valid-type]
         try:
-            content = read_json(path, "")
+            content = read_sealed(path, "")
             if content.get("plan") == digest:
                 return list(adapter.validate_python(content["content"]))
         except (ArtefactError, ValidationError, AttributeError, KeyError):
             pass  # not there, or not whole: made anew
         made = make()
-        write_json(path, {"plan": digest, "content": adapter.dump_python(made, mode="json")})
+        write_sealed(path, {"plan": digest, "content": adapter.dump_python(made, mode="json")})
         return made
 
     def forget_others(self) -> None:
@@ -95,7 +97,8 @@ def _save(path: Path, digest: str, found: PatchedMetric) -> None:
     tensors = {
         name: torch.from_numpy(np.ascontiguousarray(getattr(found, name))) for name in ("patched", "clean", "corrupted")
     }
-    meta = {"plan": digest, "units": [str(unit) for unit in found.units], "patch": str(found.patch)}
+    meta: dict[str, Any] = {"plan": digest, "units": [str(unit) for unit in found.units], "patch": str(found.patch)}
+    meta[CHECKSUM] = tensors_digest(tensors, meta)
     with atomic_write(path) as beside:
         # one metadata key: files with several are not byte-reproducible
         save_file(tensors, beside, metadata={"meta": json.dumps(meta)})
@@ -110,6 +113,10 @@ def _arrays(path: Path, digest: str) -> dict[str, np.ndarray] | None:
             meta = json.loads((handle.metadata() or {}).get("meta", "{}"))
             if meta.get("plan") != digest:
                 return None
-            return {name: handle.get_tensor(name).numpy() for name in ("patched", "clean", "corrupted")}
-    except (SafetensorError, json.JSONDecodeError, OSError):
+            tensors = {name: handle.get_tensor(name) for name in ("patched", "clean", "corrupted")}
+    except (SafetensorError, ValueError, OSError):
         return None
+    checksum = meta.pop(CHECKSUM, None)
+    if checksum != tensors_digest(tensors, meta):
+        return None  # damaged: to be made anew
+    return {name: tensor.numpy() for name, tensor in tensors.items()}

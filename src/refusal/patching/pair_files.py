@@ -17,8 +17,11 @@ from typing import Any
 
 from refusal.errors import InputError
 from refusal.patching.pairs import ContrastPair, PairSet, Unusable
+from refusal.untrusted import file_bytes, json_text
 
 SIDES = ("clean", "corrupted")
+MOST_BYTES = 1 << 28
+"""Of a file."""
 _ALLOWED = "allowed is CSV with columns clean, corrupted and if wanted category, id, or JSON as a list of such objects"
 
 
@@ -35,7 +38,7 @@ def read_pairs(path: Path) -> PairSet:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return file_bytes(path, MOST_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise InputError(
             f"patching.pairs: {path}: cannot be read ({error.strerror}); allowed are data, embedded, or a CSV or JSON "
@@ -43,6 +46,8 @@ def _read(path: Path) -> str:
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"patching.pairs: {path}: is not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    except ValueError as error:
+        raise InputError(f"patching.pairs: {path}: cannot be read ({error}); {_ALLOWED}") from error
 
 
 def _csv_rows(path: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
@@ -66,9 +71,11 @@ def _csv_rows(path: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _json_rows(path: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
     try:
-        content = json.loads(text)
+        content = json_text(text)
     except json.JSONDecodeError as error:
         raise InputError(f"patching.pairs: {path}:{error.lineno}: is no JSON ({error.msg}); {_ALLOWED}") from error
+    except ValueError as error:
+        raise InputError(f"patching.pairs: {path}: is no JSON ({error}); {_ALLOWED}") from error
     if not isinstance(content, list):
         raise InputError(f"patching.pairs: {path}: found no list but {type(content).__name__}; {_ALLOWED}")
     for number, entry in enumerate(content, 1):

@@ -9,21 +9,19 @@ cost, and which rows are meant, the user knows.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from refusal.artefacts import atomic_write
 from refusal.errors import ArtefactError
+from refusal.weights import tensors_digest
 
 SECONDS = 60.0
 """Time between two writes, at least."""
@@ -96,7 +94,7 @@ class Checkpoint:
         tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
         about = {"fingerprint": self.fingerprint, "training": self.training, "rows": self.rows}
         noted = {**state.values, **about}
-        values = json.dumps({**noted, _CHECKSUM: _digest(tensors, noted)})
+        values = json.dumps({**noted, _CHECKSUM: tensors_digest(tensors, noted)})
         with atomic_write(self.path) as beside:
             save_file(tensors, beside, metadata={"values": values})
         self._written = time.monotonic()
@@ -124,19 +122,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(values, dict):
         return tensors, {}
     checksum = values.pop(_CHECKSUM, None)
-    if checksum not in (None, _digest(tensors, values)):
+    if checksum not in (None, tensors_digest(tensors, values)):
         raise ArtefactError(f"{path}: damaged (its content does not fit the checksum in it); {_REMEDY}")
     return tensors, values
-
-
-def _digest(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of tensors and values."""
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def pack(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
