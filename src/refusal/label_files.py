@@ -75,7 +75,8 @@ def read_labels(path: Path) -> list[HumanLabel]:
 def _csv(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     previous = csv.field_size_limit(MOST_BYTES)
     try:
-        for line, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), strict=True), start=2):
+        rows = csv.DictReader(io.StringIO(text, newline=""), restkey="beyond the header", strict=True)
+        for line, row in enumerate(rows, start=2):
             yield line, {key: cell_text(cell) if isinstance(cell, str) else cell for key, cell in row.items()}
     except csv.Error as error:
         raise InputError(f"--labels: {path} is not readable as CSV ({error}); write it with quotes") from error

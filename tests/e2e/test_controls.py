@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from circuits.job import main
 from refusal import embedded
 from refusal.artefacts import ResultPaths
 from refusal.config import load
-from refusal.schemas import Comparison
+from refusal.schemas import Comparison, RefusalLabels
 
 MODEL = "planted/modular"
 
@@ -62,14 +61,15 @@ def test_shuffled_labels_give_no_verdict(tmp_path):
     config = load(run(tmp_path, "embedded", ["inference", "saes"]))
     paths = ResultPaths(Path(config.result_dir))
     file = paths.refusal_labels(MODEL)
-    labels = json.loads(file.read_text())
+    labels = RefusalLabels.load(file)
     generator = np.random.default_rng(0)
-    for category in {prompt["category"] for prompt in labels["prompts"]}:
-        rows = [prompt for prompt in labels["prompts"] if prompt["category"] == category]
-        behaviours = generator.permutation([prompt["behaviour"] for prompt in rows])
-        for prompt, behaviour in zip(rows, behaviours, strict=True):
-            prompt["behaviour"] = str(behaviour)
-    file.write_text(json.dumps(labels))
+    shuffled = {}
+    for category in sorted({prompt.category for prompt in labels.prompts}):
+        rows = [prompt for prompt in labels.prompts if prompt.category == category]
+        behaviours = generator.permutation([prompt.behaviour for prompt in rows])
+        shuffled |= {prompt.id: str(behaviour) for prompt, behaviour in zip(rows, behaviours, strict=True)}
+    prompts = tuple(prompt.model_copy(update={"behaviour": shuffled[prompt.id]}) for prompt in labels.prompts)
+    labels.model_copy(update={"prompts": prompts}).save(file)
     discover_circuits(config, MODEL, paths)
     compare_categories(config, MODEL, paths)
     found = comparison(tmp_path)

@@ -88,6 +88,7 @@ def start(words: list[str]) -> multiprocessing.Process:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 2)
         os.dup2(null, 1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
         os._exit(main(words))
 
     process = FORK.Process(target=work)

@@ -52,8 +52,8 @@ def shuffled_files(folder: Path) -> str:
 
 @pytest.mark.parametrize(
     "change",
-    [{"batch_size": 7}, {"dtype": "bfloat16"}, {"sae": {"seeds": [7, 8], "steps": 600}}, {"shuffle": False}],
-    ids=["batch size", "bfloat16", "SAE seeds", "no shuffling"],
+    [{"batch_size": 7, "shuffle": False}, {"dtype": "bfloat16"}, {"sae": {"seeds": [7, 8], "steps": 600}}],
+    ids=["batches without shuffling", "bfloat16", "SAE seeds"],
 )
 def test_the_verdict_does_not_depend_on_how_it_was_computed(base, change, tmp_path):
     found = compare(tmp_path, **change)

@@ -2,7 +2,7 @@ import csv
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from refusal.agreement import compare, disagreements, judge_all, refusal_f1, write_disagreements
@@ -196,6 +196,7 @@ def test_jsonl_comes_back_as_written(tmp_path_factory, rows):
 
 
 @given(st.sampled_from([".csv", ".json", ".jsonl"]), st.text(st.characters(codec="utf-8")))
+@example(".csv", "\rmore,fields")
 def test_any_text_is_read_or_refused_with_a_message(tmp_path_factory, suffix, text):
     path = tmp_path_factory.mktemp("l") / f"l{suffix}"
     path.write_text(text, encoding="utf-8")
