@@ -160,6 +160,7 @@ def start_stopped_in(stage: str, words: list[str], number: int) -> multiprocessi
 
     def work():
         setattr(module, name, stopped)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         os._exit(main(words))
 

@@ -33,7 +33,6 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what is found; return the exit status."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.DEBUG if arguments.verbose else logging.CRITICAL)
     if not arguments.online:  # before the hub's library is imported, which reads it then
         os.environ["HF_HUB_OFFLINE"] = "1"
     found = []
@@ -101,4 +100,5 @@ def _read_config(arguments: argparse.Namespace, read: list[study.Study]) -> Iter
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.DEBUG if _parser().parse_args().verbose else logging.CRITICAL)
     raise SystemExit(main())

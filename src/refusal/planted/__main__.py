@@ -127,7 +127,6 @@ def _command(argv: list[str]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 0: done, 1: a model falls short of its checks, 2: wrong input."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     torch.set_num_threads(1)  # a second thread costs more than it gives on networks this small
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_args(argv)
@@ -141,4 +140,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     raise SystemExit(main())

@@ -218,7 +218,7 @@ def test_a_short_training_lowers_the_loss_and_is_decided_by_the_seed():
     models = [make_model(world, tokenizer) for _ in range(2)]
     before = verify(world, models[0], tokenizer, n_prompts=100)
     for model in models:
-        train(world, model, tokenizer, max_steps=15, check=lambda: False)
+        train(world, model, tokenizer, max_steps=25, check=lambda: False)
     after = verify(world, models[0], tokenizer, n_prompts=100)
     assert after.behaviour > before.behaviour
     weights = [model.state_dict()["model.layers.1.mlp.down_proj.weight"] for model in models]
