@@ -18,7 +18,6 @@ import json
 import logging
 import platform
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,13 +25,14 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from refusal.artefacts import ResultPaths, read_sealed, sha256_file, write_json, write_sealed
+from refusal.artefacts import ResultPaths, read_sealed, write_json, write_sealed
 from refusal.config import Config, Stage, chosen, plain
 from refusal.errors import ArtefactError, InputError
 from refusal.labels import VERSION
 from refusal.model_files import decisive_files
 from refusal.resources import peak_cuda_bytes, peak_memory_bytes, start_measuring_memory
 from refusal.run_lock import result_folder
+from refusal.signatures import digests, file_digest, is_intact, seems_intact, signature_of
 
 __all__ = ["Pipeline", "State", "Unit", "file_digest", "result_folder", "versions"]
 
@@ -40,12 +40,6 @@ log = logging.getLogger(__name__)
 
 SCHEMA = "refusal-circuits/stage/1"
 MANIFEST_SCHEMA = "refusal-circuits/manifest/1"
-SMALL_FILE = 16 << 20
-"""Files up to this many bytes are compared by checksum whenever their unit is looked at; larger ones by size and time
-of change first, so that looking at what is done takes no time."""
-LARGE_FILE = 1 << 30
-"""Files above this many bytes are fingerprinted by size and three samples."""
-_SAMPLE = 16 << 20
 PACKAGES = ("torch", "transformers", "safetensors", "numpy", "scipy", "scikit-learn", "networkx", "refusal-circuits")
 
 
@@ -125,7 +119,7 @@ class Pipeline:
         if changed is not None:
             return State(False, changed)
         outputs = record["outputs"]
-        wrong = next((name for name in outputs if not _is_as_recorded(self.paths.root / name, outputs[name])), None)
+        wrong = next((name for name in outputs if not seems_intact(self.paths.root / name, outputs[name])), None)
         lacking = f"{wrong} is missing or changed" if wrong is not None else unit.lacks()
         return State(lacking is None, lacking or "up to date")
 
@@ -152,7 +146,7 @@ class Pipeline:
             outputs[needed.name] = hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
         fingerprint = {
             "config": chosen(self.config, unit.keys),
-            "inputs": _digests((*unit.inputs, *(unit.fetched() or ()))),
+            "inputs": digests((*unit.inputs, *(unit.fetched() or ()))),
             "needs": outputs,
         }
         return fingerprint | ({"labels": self._who_judges} if unit.stage is Stage.INFERENCE else {})
@@ -165,7 +159,7 @@ class Pipeline:
             return decides
         from refusal.loading import resolve
 
-        return decides | _digests(decisive_files(*resolve(self.config.labels.judge)))
+        return decides | digests(decisive_files(*resolve(self.config.labels.judge)))
 
     def run(self, stages: Sequence[Stage]) -> None:
         """Run the units of the asked stages that are not up to date.
@@ -265,7 +259,7 @@ class Pipeline:
         """Return the outputs of a unit that are not what it wrote, whatever their time of change says."""
         signatures = (self._record(unit) or {"outputs": {}})["outputs"]
         found = {self.paths.root / name: signature for name, signature in signatures.items()}
-        return [path for path in found if not unit.is_read_checked(path) and not _is_intact(path, found[path])]
+        return [path for path in found if not unit.is_read_checked(path) and not is_intact(path, found[path])]
 
     def _remove_damaged(self, unit: Unit) -> bool:
         """Remove outputs of a unit that are not what it wrote, so that it makes them anew; return whether any is."""
@@ -295,14 +289,14 @@ class Pipeline:
         seconds = max(0.0, time.time() - started)
         fingerprint = self._fingerprint(unit)  # with what was downloaded
         self._require_same(unit, before["inputs"], fingerprint["inputs"])
-        outputs = {path.relative_to(self.paths.root).as_posix(): _signature(path) for path in unit.outputs()}
+        outputs = {path.relative_to(self.paths.root).as_posix(): signature_of(path) for path in unit.outputs()}
         return {
             "schema": SCHEMA,
             "version": unit.version,
             "stage": str(unit.stage),
             "model": unit.model,
             "fingerprint": fingerprint,
-            "fetched": sorted(set(fingerprint["inputs"]) - set(_digests(unit.inputs))),
+            "fetched": sorted(set(fingerprint["inputs"]) - set(digests(unit.inputs))),
             "outputs": outputs,
             "seconds": round(seconds, 3),
             "peak_memory_bytes": peak_memory_bytes(),
@@ -370,12 +364,6 @@ def collected_warnings() -> Iterator[list[str]]:
         root.removeHandler(collector)
 
 
-def _digests(paths: Sequence[Path]) -> dict[str, str]:
-    """Return digests by file name, so that files may lie elsewhere tomorrow; by path where names are the same."""
-    names = Counter(path.name for path in paths)
-    return {path.name if names[path.name] == 1 else str(path): file_digest(path) for path in paths}
-
-
 def _all_needs(unit: Unit) -> list[Unit]:
     """Return the units whose outputs a unit, or one it needs, reads; each once, those that come first first."""
     found: list[Unit] = []
@@ -426,60 +414,6 @@ def _command(stage: Stage) -> str:
     if stage is Stage.DIRECTIONS:
         return "python run_directions.py --config FILE"
     return f"python run_circuit_analysis.py --config FILE --stages {stage}"
-
-
-def _signature(path: Path) -> dict[str, Any]:
-    """Return what is recorded of an output; one that is missing is a mistake of the unit, not of the user."""
-    if not path.is_file():
-        raise RuntimeError(f"{path} should have been written and was not")
-    status = path.stat()
-    return {"sha256": sha256_file(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
-
-
-def _is_as_recorded(path: Path, signature: dict[str, Any]) -> bool:
-    """Return whether an output seems to be what it was: by size, then time of change (large files), then checksum."""
-    if not path.is_file():
-        return False
-    status = path.stat()
-    if status.st_size != signature["size"]:
-        return False
-    if status.st_size > SMALL_FILE and status.st_mtime_ns == signature.get("mtime_ns"):
-        return True
-    return _is_intact(path, signature)
-
-
-def _is_intact(path: Path, signature: dict[str, Any]) -> bool:
-    """Return whether an output has the checksum it had; every byte of it is read."""
-    if not path.is_file():
-        return False
-    recorded = str(signature["sha256"])
-    # records of earlier versions hold samples of what is larger than 1 GiB
-    return recorded == (file_digest(path) if recorded.startswith("sampled:") else sha256_file(path))
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file; of one above 1 GiB, that of its size and its first, middle and last 16 MiB.
-
-    Raises:
-        InputError: The file cannot be read.
-    """
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    return _digest(path, status.st_size, status.st_mtime_ns)
-
-
-@cache
-def _digest(path: Path, size: int, changed: int) -> str:
-    if size <= LARGE_FILE:
-        return sha256_file(path)
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as handle:
-        for offset in (0, size // 2, size - _SAMPLE):
-            handle.seek(offset)
-            digest.update(handle.read(_SAMPLE))
-    return f"sampled:{digest.hexdigest()}"
 
 
 @cache

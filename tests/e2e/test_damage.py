@@ -14,7 +14,7 @@ from huggingface_hub import constants
 
 import run_analysis
 from circuits.job import inference_main, main
-from refusal import embedded, stages
+from refusal import embedded, signatures
 from refusal.artefacts import ResultPaths
 from refusal.errors import ArtefactError
 from refusal.sae.checkpoint import Checkpoint, State
@@ -90,11 +90,11 @@ def kinds(root: Path) -> list[Path]:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_every_file_that_a_stage_reads_is_made_anew_once_it_is_damaged(whole, root, damage, caplog, monkeypatch):
-    monkeypatch.setattr(stages, "SMALL_FILE", 0)  # as if all were large, and were believed by size and time
+    monkeypatch.setattr(signatures, "SMALL_FILE", 0)  # as if all were large, and were believed by size and time
     generator, wanted, files = random.Random(damage), results(whole), kinds(root)
     assert len(files) >= 12
     for path in generator.sample(files, 5 if damage == "flipped" else 2):
-        stages._digest.cache_clear()
+        signatures._digest.cache_clear()
         DAMAGES[damage](path, generator)
         ResultPaths(root).stage_record("compare", MODEL).unlink(missing_ok=True)  # a stage that reads all others
         caplog.clear()
@@ -106,12 +106,12 @@ def test_every_file_that_a_stage_reads_is_made_anew_once_it_is_damaged(whole, ro
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_where_its_stage_is_not_asked_for_the_file_and_what_to_do_are_told(whole, root, damage, capsys, monkeypatch):
-    monkeypatch.setattr(stages, "SMALL_FILE", 0)
+    monkeypatch.setattr(signatures, "SMALL_FILE", 0)
     generator, wanted = random.Random(damage), results(whole)
     for path in kinds(root):
         if path.name.endswith("_comparison.json"):
             continue
-        stages._digest.cache_clear()
+        signatures._digest.cache_clear()
         DAMAGES[damage](path, generator)
         capsys.readouterr()
         is_told = main(command(root, "--stages", "compare", "--force", "compare")) == 2
@@ -128,10 +128,10 @@ def test_where_its_stage_is_not_asked_for_the_file_and_what_to_do_are_told(whole
 
 @pytest.mark.parametrize("of", [ResultPaths.comparison, ResultPaths.evaluation, ResultPaths.model_outputs])
 def test_a_report_of_damaged_files_is_not_written(root, of, capsys, monkeypatch):
-    monkeypatch.setattr(stages, "SMALL_FILE", 0)
+    monkeypatch.setattr(signatures, "SMALL_FILE", 0)
     path = of(ResultPaths(root), MODEL)
     flip(path, random.Random(2))
-    stages._digest.cache_clear()
+    signatures._digest.cache_clear()
     assert main(command(root, "--stages", "report")) == 2
     assert f"{path}: damaged (it is not what" in capsys.readouterr().err
     assert not (root / "report.html").exists()
@@ -223,7 +223,7 @@ def test_a_model_file_that_was_swapped_between_runs_is_noticed(tmp_path, caplog)
     assert main(words) == 0
     before = results(root)
     swap(model / "model.safetensors")
-    stages._digest.cache_clear()  # as in a new process
+    signatures._digest.cache_clear()  # as in a new process
     with caplog.at_level("INFO", "refusal"):
         assert main(words) == 0
     assert "running (model.safetensors changed)" in caplog.text
@@ -274,7 +274,7 @@ def test_a_model_of_the_hub_is_known_by_its_files_and_may_leave_the_cache(tmp_pa
     before = results(root)
 
     def says(expected: str) -> None:
-        stages._digest.cache_clear()
+        signatures._digest.cache_clear()
         assert main([*words, "--stages", "inference", "--dry-run"]) == 0
         assert expected in capsys.readouterr().out
 
@@ -295,11 +295,11 @@ def test_pretrained_saes_that_were_swapped_are_noticed(root, tmp_path, capsys):
     shutil.copytree(ResultPaths(root).saes(MODEL), saes)
     words = command(root, "--stages", "saes", sae={"pretrained": str(saes)})
     assert main(words) == 0
-    stages._digest.cache_clear()
+    signatures._digest.cache_clear()
     capsys.readouterr()
     assert main([*words, "--dry-run"]) == 0
     assert capsys.readouterr().out.count("up to date") >= 2
     swap(saes / "residuals_1" / "sae_weights.safetensors")
-    stages._digest.cache_clear()
+    signatures._digest.cache_clear()
     assert main([*words, "--dry-run"]) == 0
     assert "sae_weights.safetensors changed" in capsys.readouterr().out

@@ -20,7 +20,7 @@ import yaml
 
 from circuits import circuit_stage, compare_stage, report
 from circuits.job import main
-from refusal import artefacts, behaviour, inference, stages
+from refusal import artefacts, behaviour, inference, signatures
 from refusal.artefacts import ResultPaths
 from refusal.sae import checkpoint, training
 
@@ -330,7 +330,7 @@ def test_a_clock_that_jumps_makes_nothing_stale_fresh_nor_anything_fresh_stale(w
     times = changed.stat()
     changed.write_bytes(changed.read_bytes().replace(b"complied", b"refused_", 1))
     os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))
-    stages._digest.cache_clear()
+    signatures._digest.cache_clear()
     with caplog.at_level("INFO", "refusal"):
         assert main(command(root)) == 0
     assert "refusal_labels/planted__partial.json is missing or changed" in caplog.text

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal import run_lock, stages
+from refusal import run_lock, signatures, stages
 from refusal.artefacts import ResultPaths, atomic_write, this_host, write_sealed
 from refusal.config import Config, Stage
 from refusal.errors import ArtefactError, InputError
@@ -284,19 +284,19 @@ def test_input_files_may_move_and_two_of_one_name_are_kept_apart(root, tmp_path)
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.csv").write_text(folder)
     one, two = tmp_path / "one" / "x.csv", tmp_path / "two" / "x.csv"
-    assert set(stages._digests([one])) == {"x.csv"}
-    assert stages._digests([one, two]) == {str(one): file_digest(one), str(two): file_digest(two)}
+    assert set(signatures.digests([one])) == {"x.csv"}
+    assert signatures.digests([one, two]) == {str(one): file_digest(one), str(two): file_digest(two)}
 
 
 def test_a_large_output_is_believed_by_size_and_time_until_either_changes(root, monkeypatch):
-    monkeypatch.setattr(stages, "SMALL_FILE", 4)
+    monkeypatch.setattr(signatures, "SMALL_FILE", 4)
     Job(root).run()
     output = root / "inference_a.txt"
     before = output.stat()
-    monkeypatch.setattr(stages, "file_digest", lambda path: "read")
+    monkeypatch.setattr(signatures, "file_digest", lambda path: "read")
     assert Job(root).why(Stage.INFERENCE).endswith("prompts.csv changed")
     monkeypatch.undo()
-    monkeypatch.setattr(stages, "SMALL_FILE", 4)
+    monkeypatch.setattr(signatures, "SMALL_FILE", 4)
     os.utime(output, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     assert Job(root).why(Stage.INFERENCE) == "up to date"
     output.write_text(output.read_text()[::-1])
@@ -316,8 +316,8 @@ def test_any_flipped_bit_of_a_small_file_changes_its_digest(tmp_path_factory, co
 
 
 def test_a_large_file_is_sampled_and_its_size_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "LARGE_FILE", 10)
-    monkeypatch.setattr(stages, "_SAMPLE", 2)
+    monkeypatch.setattr(signatures, "LARGE_FILE", 10)
+    monkeypatch.setattr(signatures, "_SAMPLE", 2)
     digests = set()
     for name, content in {
         "a": b"0123456789ab",
