@@ -1,9 +1,9 @@
 """The checker of annotations during tests: `pytest --jaxtyping-packages=refusal,circuits,typechecker.check`.
 
-beartype, with three allowances. An integer is a float, as for mypy. `Self` is not looked at: the hook decorates
+beartype, with four allowances. An integer is a float, as for mypy. `Self` is not looked at: the hook decorates
 functions one by one, and a function alone does not know its class. A function of a protocol that exists for mypy alone
-goes unchecked. A function that is defined anew at each call of another is checked the first times only: making the check
-takes longer than most of them.
+goes unchecked. A function that is defined anew at each call of another is checked the first times only: making the
+check takes longer than most of them.
 """
 
 from __future__ import annotations
