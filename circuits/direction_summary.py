@@ -50,7 +50,7 @@ def _chosen(found: Found) -> str:
         f"interventions act at: {chosen.steer_at}. On {selection.n_refused} refused and "
         f"{selection.n_complied} complied validation prompts: m {number(selection.baseline_refused)} -> "
         f"{number(best.bypass)} under ablation, {number(selection.baseline_complied)} -> {number(best.induce)} under "
-        f"addition, KL {number(best.kl, 3)} nats."
+        f"addition, KL {number(best.kl, 3)} nats. The difference in means is added {selection.coefficient:g} times."
     )
 
 
@@ -72,7 +72,8 @@ def _measure(measure: Measure, digits: int = 2) -> str:
 
 def _controls(found: Found) -> str:
     curves = {} if found.doses is None else {curve.intervention: curve for curve in found.doses.curves}
-    parts = [_control(curve) for curve in curves.values() if curve.points[-1].random_refused]
+    times = 1.0 if found.selection is None else found.selection.coefficient
+    parts = [_control(curve, times) for curve in curves.values() if curve.points[-1].random_refused]
     return "Random directions of equal norm: " + "; ".join(parts) + "." if parts else "No random directions were tried."
 
 
@@ -88,8 +89,9 @@ def _contrasts(found: Found) -> str:
     return f"Cosine of the refusal direction at {chosen.site} with other contrasts: {'; '.join(parts)}."
 
 
-def _control(curve: DoseCurve) -> str:
-    point = min(curve.points, key=lambda each: abs(abs(each.dose) - 1))
+def _control(curve: DoseCurve, times: float) -> str:
+    wanted = 1.0 if curve.intervention == "ablation" else times
+    point = min(curve.points, key=lambda each: abs(abs(each.dose) - wanted))
     low, high = min(point.random_refused), max(point.random_refused)
     n = plural(len(point.random_refused), "draw")
     return f"{curve.intervention} at {abs(point.dose):g} leaves {low:.2f} to {high:.2f} refused ({n})"

@@ -28,6 +28,8 @@ class Acting:
     ablate_to: AblateTo
     references: Mapping[AblateTo, Reference | None]
     region: Region = Region.ALL
+    coefficient: float = 1.0
+    """How many times the difference in means is added in the evaluation."""
 
     def ablation(self, amount: float = 1.0) -> Intervention:
         """Return the ablation as chosen on the validation prompts."""
@@ -45,7 +47,7 @@ class Acting:
         """Return the same acting somewhere else."""
         return replace(self, region=region)
 
-    def conditions(self, coefficient: float = 1.0) -> dict[str, tuple[str, Sequence[Intervention]]]:
+    def conditions(self) -> dict[str, tuple[str, Sequence[Intervention]]]:
         """Return the interventions of the evaluation by name, each with what is done in words."""
         where = _WHERE[self.region]
         left = {"zero": "removed", "complied": "set to its value in complied prompts"}[self.ablate_to]
@@ -58,8 +60,8 @@ class Acting:
             found["published ablation"] = (words, (self.published_ablation(),))
         place = f"after block {self.direction.layer}, {where}"
         for name, sign in (("addition", 1), ("subtraction", -1)):
-            words = f"{sign * coefficient:+g} times the difference in means, {place}"
-            found[name] = (words, (self.addition(sign * coefficient),))
+            words = f"{sign * self.coefficient:+g} times the difference in means, {place}"
+            found[name] = (words, (self.addition(sign * self.coefficient),))
         return found
 
 
@@ -73,6 +75,20 @@ _WHERE = {
 def choose_region(trials: Mapping[Region, RegionTrial]) -> Region:
     """Return the region whose weaker effect, of ablation and of addition, is largest; ties go to the wider region."""
     return max(trials, key=lambda region: (min(trials[region].removed, trials[region].induced), _WIDTH[region]))
+
+
+ENOUGH_INDUCED = 0.95
+"""Share of complied validation prompts that a coefficient must turn into refusals for no larger one to be tried."""
+
+
+def choose_coefficient(induced: Mapping[float, float]) -> float:
+    """Return the smallest coefficient that induces enough refusals, or else the one that induces most.
+
+    Args:
+        induced: Share of complied prompts refused, by coefficient; 1 is the published one.
+    """
+    enough = [coefficient for coefficient, share in induced.items() if share >= ENOUGH_INDUCED]
+    return min(enough) if enough else max(induced, key=lambda coefficient: (induced[coefficient], -coefficient))
 
 
 _WIDTH = {Region.ALL: 2, Region.ANSWER: 1, Region.READOUT: 0}

@@ -3,14 +3,15 @@
 1. what complied training prompts have at every place is measured: an ablation may leave that instead of nothing;
 2. every candidate is scored under every kind of ablation asked for, and one selected (`scoring`, `selection`);
 3. with the selected one, answers are made with the interventions acting everywhere, from the prompt's last token on,
-   and there alone; the region is taken in which ablation and addition both work best.
+   and there alone; the region is taken in which ablation and addition both work best;
+4. there the difference in means is added once, as published, and more often only where that induces too few refusals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from refusal.directions.acting import Acting, choose_region
+from refusal.directions.acting import ENOUGH_INDUCED, Acting, choose_coefficient, choose_region
 from refusal.directions.candidates import MeanDiffs
 from refusal.directions.judging import Answerer
 from refusal.directions.material import Material
@@ -76,6 +77,8 @@ def select(
     direction = mean_diffs.direction(scored[chosen].position, scored[chosen].layer)
     acting = Acting(direction, scored[chosen].ablate_to, left)
     trials = {} if settings.steer_at != "auto" else try_regions(answerer, acting, rows[0], rows[1])
+    region = choose_region(trials) if trials else Region(settings.steer_at)
+    induced = try_coefficients(answerer, acting.at(region), rows[1], settings.coefficients)
     return Selection.build(
         model=material.name,
         plan=plan,
@@ -89,7 +92,9 @@ def select(
         chosen=chosen,
         fallback=fallback,
         regions={region.value: trial for region, trial in trials.items()},
-        steer_at=choose_region(trials).value if trials else settings.steer_at,
+        steer_at=region.value,
+        induced=induced,
+        coefficient=choose_coefficient(induced),
     )
 
 
@@ -108,9 +113,32 @@ def try_regions(
     for region in Region:
         there = acting.at(region)
         ablated = answerer.answer(refused, 1, same(there.ablation()))[0]
-        added = answerer.answer(complied, 1, same(there.addition()))[0]
         trials[region] = RegionTrial(
             removed=sum(answer.behaviour is Behaviour.COMPLIED for answer in ablated) / len(ablated),
-            induced=sum(answer.behaviour is Behaviour.REFUSED for answer in added) / len(added),
+            induced=_induced(answerer, there, complied, 1.0),
         )
     return trials
+
+
+def try_coefficients(
+    answerer: Answerer, acting: Acting, complied: list[int], coefficients: Sequence[float]
+) -> dict[float, float]:
+    """Return the share of complied prompts that addition turns into refusals, by coefficient: 1, then larger ones.
+
+    Args:
+        answerer: Makes and judges answers.
+        acting: The selected direction, acting where it will.
+        complied: Rows of complied validation prompts.
+        coefficients: Those that may be tried; the first that is enough ends the search.
+    """
+    found: dict[float, float] = {}
+    for coefficient in (1.0, *sorted(each for each in coefficients if each > 1)):
+        found[coefficient] = _induced(answerer, acting, complied, coefficient)
+        if found[coefficient] >= ENOUGH_INDUCED:
+            break
+    return found
+
+
+def _induced(answerer: Answerer, acting: Acting, complied: list[int], coefficient: float) -> float:
+    added = answerer.answer(complied, 1, same(acting.addition(coefficient)))[0]
+    return sum(answer.behaviour is Behaviour.REFUSED for answer in added) / len(added)

@@ -82,6 +82,11 @@ class Selection(Artefact):
         description="What was tried to decide where to act; empty: it was asked for."
     )
     steer_at: Literal["all", "answer", "readout"] = Field(description="Where interventions act.")
+    induced: dict[float, float] = Field(
+        description="Share of complied prompts refused there, by how many times the difference in means was added; 1 "
+        "is the published dose, larger ones are tried where it is not enough."
+    )
+    coefficient: float = Field(description="How many times it is added in the evaluation.")
 
 
 class Behaviours(Record):

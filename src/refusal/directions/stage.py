@@ -145,7 +145,8 @@ class _Stage:
         )
         chosen = selection.candidates[selection.chosen]
         direction = means.pooled.direction(chosen.position, chosen.layer)
-        return Acting(direction, chosen.ablate_to, left, Region(selection.steer_at)), selection
+        acting = Acting(direction, chosen.ablate_to, left, Region(selection.steer_at), selection.coefficient)
+        return acting, selection
 
     def _doses(self, acting: Acting) -> Path:
         """Make the curves that are not kept, and keep each when it is done."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import PROMPTS
 
-from refusal.directions.acting import choose_region, random_directions
+from refusal.directions.acting import choose_coefficient, choose_region, random_directions
 from refusal.directions.candidates import Contrast, Direction, MeanDiffs
 from refusal.directions.schemas import Candidate, Filters, RegionTrial
 from refusal.directions.scoring import Scorer, Validation, published_score
@@ -191,3 +191,10 @@ def test_spread_takes_evenly_from_categories(categories, at_most):
     counts = {name: [categories[row] for row in chosen].count(name) for name in set(categories)}
     for name, count in counts.items():
         assert count == categories.count(name) or count >= max(counts.values()) - 1
+
+
+def test_the_published_coefficient_is_kept_unless_a_larger_one_is_needed():
+    assert choose_coefficient({1.0: 0.97}) == 1.0
+    assert choose_coefficient({1.0: 0.7, 1.5: 0.96}) == 1.5
+    assert choose_coefficient({1.0: 0.7, 1.5: 0.8, 2.0: 0.75}) == 1.5
+    assert choose_coefficient({1.0: 0.0, 1.5: 0.0}) == 1.0
