@@ -25,7 +25,7 @@ def test_a_training_killed_after_a_checkpoint_ends_with_the_same_bytes(tmp_path,
         "max_new_tokens": 8,
         "stages": ["inference", "saes"],
         "activation_layers": ["residuals_1"],
-        "sae": {"seeds": [0, 1], "steps": 3000, "d_sae": 64, "k": 4},
+        "sae": {"seeds": [0, 1], "steps": 1500, "d_sae": 64, "k": 4, "stability_halves": False},
     }
     path.write_text(yaml.safe_dump(settings))
     undisturbed, killed = (["--config", str(path), "--result-dir", str(tmp_path / name)] for name in ("one", "two"))
