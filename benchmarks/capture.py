@@ -10,16 +10,17 @@ logits of the last position only; it runs in turn with each contender, in the sa
 over the turns. Seconds are CPU seconds with one thread, wall seconds with more or on a GPU; on a shared machine only
 ratios mean something. Memory is the peak above what is there before a run, the model among it.
 
-Seen on two cores with a load of 4 and more, where the floor against itself reads 0.95 to 1.03: differences below .05
-say nothing, and neither do those between peaks. At this size no contender is far from the floor.
+Seen on a quiet machine, one thread, 7 batches of 64 prompts. The floor against itself reads 0.95 to 1.03 over runs:
+differences below .05 say nothing. At this size no contender is far from the floor.
 
                                prompts/s    /floor       MiB
-    floor: plain forward            43.3     1.030        15
-    ours                            41.1     1.060         1
-    ours, all positions             41.0     1.034        35
-    output_hidden_states            39.7     1.015        38
-    TransformerLens                 41.1     1.055         9
-    nnsight                         40.9     1.028        53
+    floor: plain forward            45.6     1.006        26
+    plain, with cache               44.1     1.044        15
+    ours                            43.3     1.041        34
+    ours, all positions             42.2     1.068        37
+    output_hidden_states            45.0     1.045        25
+    TransformerLens                 41.2     1.078        28
+    nnsight                         43.1     1.028        36
 
 Ours alone, 21 turns of 24 prompts: 1.035, of which .02 is the sorting of the first token's 1,024 largest logits, which
 are kept besides. `--answers 24`: 12.1 prompts per second when ended answers stay (35 of 64 end at once), 15.8 when they
