@@ -96,8 +96,10 @@ class Answering:
 
         def run(rows: range) -> list[str]:
             """Return the answers to some prompts."""
+            batch = [asked.token_ids[row] for row in rows]
             with change(rows):
-                found = capture(self.model, [asked.token_ids[row] for row in rows], [], self._config.max_new_tokens)
+                # changes may differ by row: no answer leaves the batch while others go on
+                found = capture(self.model, batch, [], self._config.max_new_tokens, leave_at=0.0)
             return [self._text([*asked.prefix, *answer]) for answer in found.answers]
 
         batches = self._batcher.run([len(ids) for ids in asked.token_ids], run)

@@ -11,10 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from patching_runs import planted_held_out, planted_runs
-from tiny_models import make_model
+from tiny_models import PROMPTS, make_model
 
 from refusal.config import Config
-from refusal.labels.behaviour import Behaviour
+from refusal.labels.behaviour import Behaviour, Judgement
+from refusal.patching import generation
 from refusal.patching.clamping import (
     DirectionClamp,
     SiteClamping,
@@ -25,7 +26,7 @@ from refusal.patching.clamping import (
     rate_sites,
 )
 from refusal.patching.exact import patch_units
-from refusal.patching.generation import Answering, Refusals, Replacement, from_readout, replace
+from refusal.patching.generation import Answering, Asked, Refusals, Replacement, from_readout, replace
 from refusal.patching.localise import Criteria, critical, locate
 from refusal.patching.tokens import READOUT
 from refusal.patching.units import Ablation, Mode, Patch, Side, head_units
@@ -171,3 +172,36 @@ def test_answers_without_a_change_are_those_of_the_model(answering):
     held_out = planted_held_out("monolithic", 6)
     found = answering.behaviours(clean_prompts(held_out), lambda rows: nullcontext())
     assert found == [Behaviour.REFUSED] * 6
+
+
+def test_values_of_each_prompt_stay_with_it_when_other_answers_have_ended(tmp_path, monkeypatch):
+    model = make_model("llama")
+    site, token_ids = RESIDUALS_1, model.tokenize(PROMPTS)
+    asked = Asked(PROMPTS, tuple(map(tuple, token_ids)))
+    longest = max(map(len, token_ids))
+    later = torch.randn(len(PROMPTS), model.d_model, generator=torch.Generator().manual_seed(0)) * 8
+    none = torch.zeros(len(PROMPTS), longest, dtype=torch.bool)
+    whole = Replacement(torch.zeros(len(PROMPTS), longest, model.d_model), none, later)
+    texts: list[list[str]] = []
+
+    def noted(pairs, *more):
+        texts.append([answer for _, answer in pairs])
+        return [Judgement(Behaviour.COMPLIED, "noted")] * len(pairs)
+
+    monkeypatch.setattr(generation, "tell", noted)
+    answering = Answering(model, Config(max_new_tokens=8), tmp_path / "judged.jsonl")
+
+    def changed(rows):
+        picked = Replacement(*(each[rows.start : rows.stop] for each in (whole.values, whole.mask, later)))
+        return replace(model, {site: picked}, {site: [slice(None)]})
+
+    monkeypatch.setitem(model.__dict__, "eos_token_ids", frozenset())
+    answering.behaviours(asked, changed)
+    first = [model.tokenizer.convert_tokens_to_ids(text.split()[0]) for text in texts[0]]
+    # all answers but those that begin as the last one end at once, and could leave the batch
+    monkeypatch.setitem(model.__dict__, "eos_token_ids", frozenset(first) - {first[-1]})
+    answering.behaviours(asked, changed)
+    found = texts[1][-1].split()
+    assert found
+    assert found == texts[0][-1].split()[: len(found)]
+    assert "" in texts[1]
