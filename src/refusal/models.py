@@ -301,6 +301,23 @@ class ChatModel:
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
         return TokenBatch(*(tensor.to(self.device) for tensor in (input_ids, mask, positions)))
 
+    def forward(self, tokens: TokenBatch, *, logits_to_keep: int = 1, **arguments: Any) -> Any:
+        """Run a batch of prompts once, without a cache, and return what transformers returns.
+
+        Args:
+            tokens: The prompts.
+            logits_to_keep: Last positions whose logits are computed; `logits` is `[batch, logits_to_keep, vocab]`.
+            arguments: More arguments of the model, e.g. `output_attentions`.
+        """
+        return self.model(
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            position_ids=tokens.position_ids,
+            use_cache=False,
+            logits_to_keep=logits_to_keep,
+            **arguments,
+        )
+
     # Sites -----------------------------------------------------------------------------------------------------------
 
     def sites(self) -> list[Site]:

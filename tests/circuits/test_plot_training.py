@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from made_metrics import sae_metrics, split_quality
 from matplotlib.text import Text
@@ -75,8 +76,12 @@ def test_every_seed_is_a_line_and_the_step_kept_a_ring(tmp_path):
     ids=["nothing held out", "no best", "one point", "no points", "pretrained", "zero and nan", "hostile name"],
 )
 def test_odd_histories_are_drawn(tmp_path, odd):
-    save_figure(training_curves([odd, course(1)]), tmp_path / "x.png", "png")
-    save_figure(training_curves([odd]), tmp_path / "y.svg", "svg")
+    for courses, file_format in (([odd, course(1)], "png"), ([odd], "svg")):
+        figure = training_curves(courses)
+        assert all(np.isfinite(axes.get_ylim()).all() for axes in figure.axes), "axes have ends, whatever is drawn"
+        path = tmp_path / f"x.{file_format}"
+        save_figure(figure, path, file_format)
+        assert path.stat().st_size > 1000
 
 
 def write_histories(paths, model, seeds=(0, 1)):

@@ -350,8 +350,8 @@ def test_load_of_a_model_that_does_not_generate_text_is_an_input_error(llama_fol
         ChatModel.load(str(folder), device="cpu")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")
-def test_load_on_a_device_that_is_not_there_says_which_are(llama_folder):
+def test_load_on_a_device_that_is_not_there_says_which_are(llama_folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"device: cuda is not available here .*allowed are auto, cpu"):
         ChatModel.load(str(llama_folder), device="cuda")
 

@@ -143,11 +143,5 @@ def _values(
         stack.enter_context(model.on_stream_start(use))
         for site in model.resolve_sites("all"):
             stack.enter_context(model.on_site(site, use))
-        model.model(
-            input_ids=tokens.input_ids,
-            attention_mask=tokens.attention_mask,
-            position_ids=tokens.position_ids,
-            use_cache=False,
-            logits_to_keep=1,
-        )
+        model.forward(tokens)
     return torch.stack(found, dim=2)

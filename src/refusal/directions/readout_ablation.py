@@ -41,6 +41,7 @@ def ablate_at_readout(
         levels: Float[np.ndarray, "direction prompt"],
         prompts: Int[np.ndarray, " prompt"],
     ) -> Float[np.ndarray, "direction prompt"]:
+        """Return m of each prompt with its projection on each unit vector set to a level, or to 0, logits."""
         found = np.zeros(levels.shape)
         place = {int(prompt): column for column, prompt in enumerate(prompts)}
         for batch in runner.batches([int(prompt) for prompt in prompts]):
@@ -60,6 +61,7 @@ def _projected_to(units: Float[Tensor, "variant d_model"], levels: Float[Tensor,
     """Return the transform that sets each variant's projection on its direction to a level."""
 
     def change(acts: Float[Tensor, "variant batch d_model"]) -> Float[Tensor, "variant batch d_model"]:
+        """Set the projections."""
         u, level = units.to(acts)[:, None], levels.to(acts)[..., None]
         return acts - ((acts * u).sum(-1, keepdim=True) - level) * u
 

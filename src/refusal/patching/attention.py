@@ -103,14 +103,7 @@ def attention_patterns(runs: PairRuns, heads: Sequence[Unit]) -> list[AttentionP
 
 def _weights(model: ChatModel, batch: PairBatch, side: Side) -> Sequence[Float[Tensor, "batch head pos key"]]:
     tokens = batch.tokens[side]
-    output = model.model(
-        input_ids=tokens.input_ids,
-        attention_mask=tokens.attention_mask,
-        position_ids=tokens.position_ids,
-        use_cache=False,
-        logits_to_keep=1,
-        output_attentions=True,
-    )
+    output = model.forward(tokens, output_attentions=True)
     attentions = output.attentions
     if not attentions or any(each is None for each in attentions):
         raise InputError(

@@ -156,14 +156,10 @@ class PairRuns:
 
     def logits(self, tokens: TokenBatch, n_copies: int = 1) -> Float[Tensor, "row vocab"]:
         """Return the logits at the readout position, all rows of a copy before those of the next."""
-        output = self.model.model(
-            input_ids=tokens.input_ids.repeat(n_copies, 1),
-            attention_mask=tokens.attention_mask.repeat(n_copies, 1),
-            position_ids=tokens.position_ids.repeat(n_copies, 1),
-            use_cache=False,
-            logits_to_keep=1,
+        copies = TokenBatch(
+            *(each.repeat(n_copies, 1) for each in (tokens.input_ids, tokens.attention_mask, tokens.position_ids))
         )
-        return torch.as_tensor(output.logits[:, -1].float())
+        return torch.as_tensor(self.model.forward(copies).logits[:, -1].float())
 
     def without_small_gaps(self, min_gap: float) -> tuple[PairRuns, list[Unusable]]:
         """Return the runs of the pairs with a gap of at least `min_gap` logits, and the others with the reason."""

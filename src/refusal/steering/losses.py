@@ -77,13 +77,7 @@ def losses(runs: Runs, texts: Sequence[Text], interventions: Sequence[Interventi
         )
         n_kept = max(len(texts[row].scored) for row in chosen) + 1
         with steered(runs.model, *interventions, frame=frame):
-            logits = runs.model.model(
-                input_ids=tokens.input_ids,
-                attention_mask=tokens.attention_mask,
-                position_ids=tokens.position_ids,
-                use_cache=False,
-                logits_to_keep=n_kept,
-            ).logits[:, -n_kept:-1]
+            logits = runs.model.forward(tokens, logits_to_keep=n_kept).logits[:, -n_kept:-1]
         targets = tokens.input_ids[:, 1 - n_kept :]
         nats = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
         lengths = torch.tensor([len(texts[row].scored) for row in chosen], device=nats.device)

@@ -49,13 +49,7 @@ def mean_reference(runs: Runs, token_ids: Sequence[Sequence[int]], answers: Sequ
             for place in places:
                 use = _add_up(is_of_kind, sums[place])
                 stack.enter_context(model.on_stream_start(use) if place is None else model.on_site(place, use))
-            model.model(
-                input_ids=tokens.input_ids,
-                attention_mask=tokens.attention_mask,
-                position_ids=tokens.position_ids,
-                use_cache=False,
-                logits_to_keep=1,
-            )
+            model.forward(tokens)
         counts.add_(is_of_kind.sum((0, 2)).double().cpu())
 
     runs.over([len(whole[row]) for row in order], run)

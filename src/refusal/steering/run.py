@@ -114,13 +114,7 @@ def measure(
 def readout_logits(model: ChatModel, token_ids: Sequence[Sequence[int]]) -> Float[Tensor, "batch vocab"]:
     """Return the first-token logits of one batch of prompts, float32 on the model's device."""
     tokens = model.pad(token_ids)
-    output = model.model(
-        input_ids=tokens.input_ids,
-        attention_mask=tokens.attention_mask,
-        position_ids=tokens.position_ids,
-        use_cache=False,
-        logits_to_keep=1,
-    )
+    output = model.forward(tokens)
     logits: Tensor = output.logits[:, -1].float()
     return logits
 
