@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from refusal.config import Config, ContrastName
+from refusal.config import Config
+from refusal.config_directions import ContrastName
 from refusal.directions.contrast import EMBEDDED, ContrastSet, embedded_contrast, read_contrast, read_contrast_files
 from refusal.directions.text import read_paragraphs
 
