@@ -13,7 +13,7 @@ from circuits.verdict import (
     Decision,
     Verdict,
 )
-from circuits.wording import plural
+from circuits.wording import estimate, plural
 from refusal.schemas import Interval, SeedResult, SiteQuality
 from refusal.sites import Site, SiteKind
 
@@ -22,10 +22,10 @@ Groups = tuple[tuple[str, ...], ...]
 
 def reason(decision: Decision, average: float, interval: Interval, site: Site, groups: Groups) -> str:
     """Return the sentence that a reader can quote."""
-    low, high = interval
     measured = (
-        f"removing one category's circuit at {_in_words(site)} removes on average {average:.2f} "
-        f"[{low:.2f}, {high:.2f}] of what another category's own circuit removes (1 = one mechanism, 0 = separate ones)"
+        f"removing one category's circuit at {_in_words(site)} removes on average "
+        f"{estimate(average, interval)} of what another category's own circuit removes (1 = one mechanism, 0 = separate "
+        "ones)"
     )
     if decision.verdict is Verdict.UNDETERMINED:
         return (

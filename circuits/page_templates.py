@@ -11,8 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from circuits import wording
 from circuits.summary import used_prompts
-from refusal.patching.records import RefusalsRecord
-from refusal.schemas import Measure
+from refusal.patching import markdown
 
 TEMPLATES = Path(__file__).parent / "templates"
 """The folder with templates, styles and the script."""
@@ -40,26 +39,13 @@ def _capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _measure(found: Measure) -> str:
-    return wording.estimate(found.value, (found.low, found.high))
-
-
-def _refusals(found: RefusalsRecord) -> str:
-    """Return a share of refusals with interval and counts."""
-    rate = found.refusal
-    if rate.value is None:
-        return "no prompts"
-    unclear = f", {found.n_unclear} unclear" if found.n_unclear else ""
-    return f"{wording.estimate(rate.value, (rate.low, rate.high))} ({rate.k} of {rate.n}{unclear})"
-
-
 _FILTERS: dict[str, Callable[..., Any]] = {
     "number": wording.number,
     "number3": _number3,
     "interval": wording.interval,
     "estimate": lambda pair: wording.estimate(*pair),
-    "measure": _measure,
-    "refusals": _refusals,
+    "measure": markdown.estimate,
+    "refusals": markdown.rate,
     "plural": wording.plural,
     "line": wording.one_line,
     "short": _short,
