@@ -24,8 +24,8 @@ def reason(decision: Decision, average: float, interval: Interval, site: Site, g
     """Return the sentence that a reader can quote."""
     measured = (
         f"removing one category's circuit at {_in_words(site)} removes on average "
-        f"{estimate(average, interval)} of what another category's own circuit removes (1 = one mechanism, 0 = separate "
-        "ones)"
+        f"{estimate(average, interval)} of what another category's own circuit removes (1 = one mechanism, "
+        "0 = separate ones)"
     )
     if decision.verdict is Verdict.UNDETERMINED:
         return (
