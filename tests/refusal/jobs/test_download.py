@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def download(folder: Path, address: str, *arguments: str, **study: object):
         "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
         "HF_HOME": str(folder / "hf"),
         "HF_ENDPOINT": address,
+        "REFUSAL_PYTHON": sys.executable,
     }
     command = ["bash", str(ROOT / "jobs" / "download.sh"), "--config", "c.yaml", *arguments]
     return subprocess.run(
@@ -74,3 +76,33 @@ def test_without_network_nothing_is_tried_for_minutes(tmp_path):
     assert done.returncode == 2
     assert "models: open/model: http://127.0.0.1:9 cannot be reached (" in done.stderr
     assert "download on a node with network, e.g. a login node" in done.stderr
+
+
+@pytest.mark.parametrize("is_active", [True, False])
+def test_python_is_the_one_that_has_the_project(tmp_path, is_active):
+    for name, is_able in (("active", is_active), (".venv", not is_active)):
+        program = tmp_path / name / "bin" / "python"
+        program.parent.mkdir(parents=True)
+        program.write_text(f'#!/bin/sh\n[ "$1" != -c ] || exit {int(not is_able)}\necho {name} "$@"\n')
+        program.chmod(0o755)
+    script = tmp_path / "jobs" / "download.sh"
+    script.parent.mkdir()
+    script.write_bytes((ROOT / "jobs" / "download.sh").read_bytes())
+    done = subprocess.run(
+        ["bash", str(script), "--config", "c.yaml"],
+        env={"PATH": f"{tmp_path / 'active' / 'bin'}:{os.defpath}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = "active" if is_active else ".venv"
+    assert done.stdout == f"{found} -m refusal.jobs.download --config c.yaml\n"
+
+
+def test_no_python_with_the_project_is_one_message(tmp_path):
+    environment = {"PATH": os.defpath, "REFUSAL_PYTHON": "/nowhere/python"}
+    command = ["bash", str(ROOT / "jobs" / "download.sh"), "--config", "c.yaml"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    told = "activate its environment (bash jobs/setup.sh makes one), then again"
+    assert done.stderr == f"error: found no project in /nowhere/python: {told}\n"
