@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from circuits.tracking import track
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, Stage
-from refusal.config_patching import SOURCES, PatchingConfig
+from refusal.config.patching import SOURCES, PatchingConfig
 from refusal.directions.inputs import outside_files
 from refusal.model_files import decisive_files, model_folder
 from refusal.models import resolve
@@ -312,37 +312,37 @@ def _compare(config: Config, model: str, paths: ResultPaths) -> None:
 
 
 def _direct(config: Config, model: str, paths: ResultPaths) -> None:
-    from circuits.direction_stage import run_directions
+    from circuits.directions.stage import run_directions
 
     run_directions(config, model, paths)
 
 
 def _direction_files(paths: ResultPaths, model: str) -> list[Path]:
-    from circuits.direction_files import direction_files
+    from circuits.directions.files import direction_files
 
     return direction_files(paths, model)
 
 
 def _patch(config: Config, model: str, paths: ResultPaths) -> None:
-    from circuits.patching_stage import patch_model
+    from circuits.patching.stage import patch_model
 
     patch_model(config, model, paths)
 
 
 def _lacks_circuits(config: Config, paths: ResultPaths, model: str) -> str | None:
-    from circuits.patching_stage import lacks_circuits
+    from circuits.patching.stage import lacks_circuits
 
     return lacks_circuits(config, paths, model)
 
 
 def _patching_files(config: Config, paths: ResultPaths, model: str) -> list[Path]:
-    from circuits.patching_stage import patching_files
+    from circuits.patching.stage import patching_files
 
     return patching_files(config, paths, model)
 
 
 def _compare_patched(config: Config, paths: ResultPaths) -> None:
-    from circuits.patching_stage import compare_models_of
+    from circuits.patching.stage import compare_models_of
 
     compare_models_of(config, paths)
 

@@ -99,7 +99,7 @@ def _main_job(arguments: argparse.Namespace, words: Sequence[str]) -> str:
 
 def _directions_job(arguments: argparse.Namespace) -> str:
     if arguments.inspect is not None:
-        from circuits.direction_inspection import inspect_folder
+        from circuits.directions.inspection import inspect_folder
 
         return inspect_folder(arguments.inspect, arguments.result_dir)
     return _beside_job(Stage.DIRECTIONS, arguments)

@@ -14,10 +14,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from circuits.direction_report import findings_of
+from circuits.directions.report import findings_of
 from circuits.page_data import STEPS, Texts, page_data, script_json
 from circuits.page_templates import asset, template
-from circuits.patching_page import NO_PATCHING, PatchingPart
+from circuits.patching.page import NO_PATCHING, PatchingPart
 from circuits.summary import CANNOT_TELL, table_categories
 from refusal.schemas import Report
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from circuits.graph import Node, SparseFeatureCircuit
-from circuits.plot_similarity import category_order
+from circuits.plots.similarity import category_order
 from refusal.record import Record
 from refusal.schemas import (
     CircuitFile,

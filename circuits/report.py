@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from circuits.direction_report import direction_findings
+from circuits.directions.report import direction_findings
 from circuits.page import html_page
 from circuits.page_data import Texts
-from circuits.patching_page import PatchingPart
-from circuits.patching_stage import compared_models, report_sections
-from circuits.plot_style import ImageFormat
+from circuits.patching.page import PatchingPart
+from circuits.patching.stage import compared_models, report_sections
 from circuits.plots import CircuitVisualizer
+from circuits.plots.style import ImageFormat
 from circuits.summary import summary_text
 from refusal import __version__
 from refusal.artefacts import ResultPaths, write_text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from circuits.plot_training import Course, Point
+from circuits.plots.training import Course, Point
 from refusal.artefacts import ResultPaths
 from refusal.sae.records import METRICS_FILE, SaeMetrics, TrainingHistory
 from refusal.sites import Site

@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from circuits.direction_report import findings_of
+from circuits.directions.report import findings_of
 from circuits.wording import NOT_MEASURED, estimate, number, one_line, plural, shorten
 from refusal.schemas import CategoryRates, Comparison, Rate, Report
 

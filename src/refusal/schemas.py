@@ -369,6 +369,6 @@ class Report(Artefact):
     evaluations: dict[str, EvaluationResults]
     circuits: dict[str, dict[str, CircuitFile]] = Field(description="circuits[model][category].")
     directions: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="By model, where directions were studied: see circuits/direction_report.py."
+        default_factory=dict, description="By model, where directions were studied: see circuits/directions/report.py."
     )
     configuration: dict[str, Any]

@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from circuits import direction_stage
-from circuits.direction_verdict import StatementFile
+from circuits.directions import stage as direction_stage
+from circuits.directions.verdict import StatementFile
 from circuits.job import directions_main
 from refusal.artefacts import ResultPaths
 from refusal.directions import stage

@@ -16,9 +16,9 @@ from synthetic_results import MONOLITHIC, circuit, write_results
 from circuits.job import patching_main
 from circuits.page import html_page
 from circuits.page_data import Texts
-from circuits.patching_figures import FIGURES, figure_paths
-from circuits.patching_page import PatchingPart, heat_style, patching_page
-from circuits.patching_stage import compared_models, report_sections
+from circuits.patching.figures import FIGURES, figure_paths
+from circuits.patching.page import PatchingPart, heat_style, patching_page
+from circuits.patching.stage import compared_models, report_sections
 from circuits.report import build_report
 from refusal.artefacts import ResultPaths
 from refusal.patching.records import PatchingComparison, PatchingResults

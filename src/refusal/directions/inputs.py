@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from refusal.config import Config
-from refusal.config_directions import ContrastName
+from refusal.config.directions import ContrastName
 from refusal.directions.contrast import EMBEDDED, ContrastSet, embedded_contrast, read_contrast, read_contrast_files
 from refusal.directions.text import read_paragraphs
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from refusal.config_messages import Places, describe
-from refusal.config_types import Int, Section, Text
+from refusal.config.messages import Places, describe
+from refusal.config.types import Int, Section, Text
 from refusal.errors import InputError
 from refusal.yaml_file import read_yaml
 

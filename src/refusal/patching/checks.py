@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 
 from refusal.config import Config
-from refusal.config_patching import SOURCES
+from refusal.config.patching import SOURCES
 from refusal.errors import InputError
 from refusal.patching.directions import require_files
 from refusal.patching.pair_files import read_pairs

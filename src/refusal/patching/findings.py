@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refusal.config_patching import PatchingConfig
+from refusal.config.patching import PatchingConfig
 from refusal.patching.attribution import agreement
 from refusal.patching.localise import Criteria, Located, critical, locate
 from refusal.patching.maps import Map, find, in_common

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from refusal.config_patching import PatchingConfig
+from refusal.config.patching import PatchingConfig
 from refusal.errors import InputError
 from refusal.patching.attribution import estimate_units
 from refusal.patching.direct import direct_effects, writers

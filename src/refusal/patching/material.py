@@ -13,7 +13,7 @@ from pathlib import Path
 
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, how_to_load
-from refusal.config_patching import SOURCES
+from refusal.config.patching import SOURCES
 from refusal.errors import InputError
 from refusal.metric import RefusalMetric
 from refusal.models import ChatModel

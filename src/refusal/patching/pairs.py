@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from refusal.config_patching import LEAST_PAIRS
+from refusal.config.patching import LEAST_PAIRS
 from refusal.errors import InputError
 from refusal.planted.language import ENGLISH, Language
 from refusal.planted.worlds import refused_intents

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from planted_acts import PlantedActs, planted_acts
 
-from circuits.direction_verdict import Answer, DirectionStatement, state
+from circuits.directions.verdict import Answer, DirectionStatement, state
 from refusal.config import AnalysisConfig
 from refusal.directions.geometry import GeometryOptions, direction_geometry, layer_geometry
 from refusal.directions.geometry_records import LayerGeometry, LayerTransfer
