@@ -6,30 +6,10 @@ from collections.abc import Sequence
 
 from refusal.patching.attention import GROUPS
 from refusal.patching.records import ClampRecord, MapRecord, PatchingResults, RefusalsRecord, UnitRecord
-from refusal.schemas import Measure
+from refusal.wording import measured, number
 
 SHOWN = 12
 """Rows of a table; the CSV files hold all."""
-
-
-def number(value: float | None) -> str:
-    """Return a number with two digits.
-
-    >>> number(0.934), number(None), number(-0.001)
-    ('0.93', '-', '0.00')
-    """
-    if value is None:
-        return "-"
-    text = f"{value:.2f}"
-    return "0.00" if text == "-0.00" else text
-
-
-def estimate(measure: Measure) -> str:
-    """Return a number with its interval."""
-    if measure.value is None:
-        return "not measured"
-    interval = "" if measure.low is None else f" [{number(measure.low)}, {number(measure.high)}]"
-    return f"{number(measure.value)}{interval}"
 
 
 def rate(found: RefusalsRecord) -> str:
@@ -38,7 +18,7 @@ def rate(found: RefusalsRecord) -> str:
     if share.value is None:
         return "no prompts"
     unclear = f", {found.n_unclear} unclear" if found.n_unclear else ""
-    return f"{number(share.value)} [{number(share.low)}, {number(share.high)}] ({share.k} of {share.n}{unclear})"
+    return f"{measured(share)} ({share.k} of {share.n}{unclear})"
 
 
 def _plain(text: str) -> str:
@@ -65,7 +45,7 @@ def _pairs(results: PatchingResults) -> list[str]:
     pairs = results.pairs
     lines = [
         f"{pairs.n} contrast pairs ({_plain(pairs.source)}), {pairs.n_equal_length} of equal length; mean m in logits: "
-        f"clean {estimate(pairs.m_clean)}, corrupted {estimate(pairs.m_corrupted)}. {pairs.n_validation} other pairs "
+        f"clean {measured(pairs.m_clean)}, corrupted {measured(pairs.m_corrupted)}. {pairs.n_validation} other pairs "
         "for validation and clamping.",
         "",
     ]
@@ -110,7 +90,7 @@ def _map(each: MapRecord) -> list[str]:
 def _unit_row(unit: UnitRecord) -> tuple[str, ...]:
     p = "-" if unit.p_corrected is None else f"{unit.p_corrected:.2g}"
     critical = "yes" if unit.is_critical else ""
-    return (f"`{unit.name}`", unit.place, estimate(unit.effect), str(unit.effect.n), p, critical)
+    return (f"`{unit.name}`", unit.place, measured(unit.effect), str(unit.effect.n), p, critical)
 
 
 def _agreement(results: PatchingResults) -> list[str]:
@@ -126,7 +106,7 @@ def _agreement(results: PatchingResults) -> list[str]:
 
 def _writes(results: PatchingResults) -> list[str]:
     top = sorted(results.writes, key=lambda write: -abs(write.to_metric.value or 0.0))[:SHOWN]
-    rows = [(f"`{w.name}`", estimate(w.to_metric), estimate(w.to_direction)) for w in top]
+    rows = [(f"`{w.name}`", measured(w.to_metric), measured(w.to_direction)) for w in top]
     return [
         "## What is written",
         "",
@@ -188,7 +168,7 @@ def _curve(each: ClampRecord) -> list[str]:
 def _structure(results: PatchingResults) -> list[str]:
     if not results.structure:
         return []
-    rows = [(s.site, estimate(s.mean), str(len(s.categories))) for s in results.structure]
+    rows = [(s.site, measured(s.mean), str(len(s.categories))) for s in results.structure]
     return [
         "## Do categories use the same neurons?",
         "",
