@@ -14,8 +14,6 @@ that never refuses), the reason is the result. Knows no figures and no report.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from pathlib import Path
 
@@ -34,7 +32,6 @@ from refusal.directions.formats import write_published
 from refusal.directions.found import stage_files
 from refusal.directions.inputs import outside_files
 from refusal.directions.judging import Answerer
-from refusal.directions.kept import found, kept
 from refusal.directions.layers import probe_layers, separations
 from refusal.directions.material import Material
 from refusal.directions.means import Means, collect_means
@@ -42,6 +39,7 @@ from refusal.directions.schemas import CategoryDirections, Chosen, ContrastDirec
 from refusal.directions.splits import Part
 from refusal.directions.trials import Trials
 from refusal.directions.writing import write_selection_csv, write_splits, write_tensors
+from refusal.kept import found, kept, plan_of
 from refusal.steering.frame import Region
 from refusal.store import ActivationStore
 
@@ -85,7 +83,7 @@ def _plan(config: Config, model_name: str, paths: ResultPaths) -> str:
         "who judges": config.labels.model_dump(mode="json"),
         "files": [sha256_file(path) for path in outside_files(config)],
     }
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return plan_of(decisive)
 
 
 class _Stage:

@@ -13,10 +13,10 @@ from pathlib import Path
 from refusal.directions.acting import Acting
 from refusal.directions.found import condition_file
 from refusal.directions.judging import Answerer, Judged, tally_groups
-from refusal.directions.kept import kept
 from refusal.directions.schemas import Condition, SteeredAnswer
 from refusal.directions.splits import Part
 from refusal.directions.text import MOST_TOKENS, read_paragraphs
+from refusal.kept import kept
 from refusal.labels import Behaviour
 from refusal.schemas import Measure
 from refusal.steering.directional import Intervention
