@@ -72,7 +72,8 @@ class PatchingConfig(Section):
     )
     direction: Text | None = Field(
         default=None,
-        description="Folder with direction.pt and direction_metadata.json; null: the difference in means of the pairs.",
+        description="Folder with direction.pt and direction_metadata.json; null: that of the directions stage "
+        "in the same result folder, or else the difference in means of the pairs.",
     )
     strengths: tuple[Number, ...] = Field(
         default=(-1.0, 0.0, 0.25, 0.5, 0.75, 1.0, 2.0),

@@ -15,7 +15,7 @@ from refusal.patching.clamping import (
     dose_response,
     rate_site,
 )
-from refusal.patching.directions import given_direction
+from refusal.patching.directions import TakenDirection
 from refusal.patching.findings import Findings
 from refusal.patching.latents import CircuitLatents
 from refusal.patching.localise import Located
@@ -64,15 +64,13 @@ class Answers:
         random = [random_parts(parts, others, generator) for _ in range(self.settings.random_sets)]
         return validate(self.answerer, removal, "heads" if kind == "heads" else "mlp", units, every, random)
 
-    def direction(self) -> list[ClampRecord]:
+    def direction(self, taken: TakenDirection | None) -> list[ClampRecord]:
         """Return the dose-response of the refusal direction, and of random directions as control."""
-        if self.settings.direction is None:
+        if taken is None:
             holds = direction_holds(self.maps)
             source = "difference in means of the pairs of the maps at the readout position"
         else:
-            given = given_direction(self.settings.direction, self.maps.model)
-            holds = [DirectionHold.of(self.maps, given.site, given.direction)]
-            source = f"{self.settings.direction} (position {given.position}, layer {given.layer})"
+            holds, source = [DirectionHold.of(self.maps, taken.site, taken.direction.raw)], taken.source
         rated = [rate_site(self.maps, each) for each in holds]
         hold = choose_hold(holds, rated, self.maps.model.n_layers)
         records = [self._curve("direction", [hold], source, rated)]

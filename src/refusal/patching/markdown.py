@@ -111,7 +111,7 @@ def _writes(results: PatchingResults) -> list[str]:
         "## What is written",
         "",
         "At the readout position, clean less corrupted: through the frozen final norm to m, as a share of the gap, and "
-        f"along the refusal direction at {results.direction_site}, as a share of its length.",
+        f"along the refusal direction at {results.direction_site}, as a share of the difference there.",
         "",
         *_table(("unit", "to m", "to the direction"), rows),
     ]

@@ -97,7 +97,7 @@ class WriteRecord(Record):
     layer: int
     head: int | None
     to_metric: Measure = Field(description="Through the frozen final norm to m, as a share of the gap.")
-    to_direction: Measure = Field(description="Along the refusal direction, as a share of its length.")
+    to_direction: Measure = Field(description="Along the refusal direction, as a share of the difference there.")
 
 
 class AttentionRecord(Record):
