@@ -21,7 +21,8 @@ from pydantic import Field
 
 from circuits.groups import find_groups
 from refusal.config import AnalysisConfig
-from refusal.directions.geometry_records import LayerGeometry, LayerTransfer, from_matrix
+from refusal.directions.geometry_records import LayerGeometry, LayerTransfer
+from refusal.measures import from_matrix
 from refusal.record import Artefact, Record
 from refusal.schemas import Matrix, Measure
 from refusal.sites import Site

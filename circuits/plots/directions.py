@@ -14,7 +14,8 @@ from matplotlib.patches import Rectangle
 
 from circuits.plots.matrix import CELL, MANY, SMALL_CELL, draw_matrix, label_matrix
 from circuits.plots.style import INK, add_axes, add_head, add_notes, name, new_figure, wrapped
-from refusal.directions.geometry_records import LayerGeometry, LayerTransfer, from_matrix
+from refusal.directions.geometry_records import LayerGeometry, LayerTransfer
+from refusal.measures import from_matrix
 from refusal.schemas import Matrix
 from refusal.wording import interval, measured, number
 

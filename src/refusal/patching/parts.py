@@ -11,6 +11,7 @@ from jaxtyping import Float
 from numpy.random import Generator
 
 from refusal.config import Config
+from refusal.measures import as_matrix, or_none
 from refusal.patching.attention import GROUPS, attention_patterns
 from refusal.patching.direct import direction_attribution, linear_attribution, mean_difference, writers
 from refusal.patching.directions import TakenDirection
@@ -134,18 +135,10 @@ def structure_records(runs: PairRuns, n_steps: int, seed: int) -> list[Structure
             StructureRecord(
                 site=str(site),
                 categories=names,
-                raw=_matrix(found.raw, names),
-                ceiling={name: _known(value) for name, value in zip(names, found.ceiling, strict=True)},
-                normalised=_matrix(found.normalised, names),
+                raw=as_matrix(found.raw, names),
+                ceiling={name: or_none(value) for name, value in zip(names, found.ceiling, strict=True)},
+                normalised=as_matrix(found.normalised, names),
                 mean=Measure.of(found.mean),
             )
         )
     return records
-
-
-def _known(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _matrix(values: Float[np.ndarray, "category category"], names: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    return {first: {second: _known(values[i, j]) for j, second in enumerate(names)} for i, first in enumerate(names)}

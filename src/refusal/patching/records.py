@@ -14,7 +14,7 @@ from pydantic import Field
 from refusal.labels.behaviour import Behaviour
 from refusal.measures import rate
 from refusal.record import Artefact, Record
-from refusal.schemas import Measure, Rate
+from refusal.schemas import Matrix, Measure, Rate
 
 PATCHING = "python run_patching.py --config FILE"
 """The command that makes these artefacts."""
@@ -197,9 +197,9 @@ class StructureRecord(Record):
 
     site: str
     categories: tuple[str, ...]
-    raw: dict[str, dict[str, float | None]]
+    raw: Matrix
     ceiling: dict[str, float | None] = Field(description="Cosine of two halves of a category's own pairs.")
-    normalised: dict[str, dict[str, float | None]] = Field(description="Raw over the ceilings; 1: the same neurons.")
+    normalised: Matrix = Field(description="Raw over the ceilings; 1: the same neurons.")
     mean: Measure = Field(description="Mean of the normalised values over pairs of categories.")
 
 
