@@ -20,6 +20,7 @@ held as in the run, so that heads and bias still sum to what attention adds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,6 +37,8 @@ from refusal.readout import Edit
 from refusal.sites import Site, SiteKind
 
 EPSILON = 1e-12
+NEGLIGIBLE = 1e-6
+"""Cosine of a direction with a difference in means below which they have nothing in common but rounding."""
 
 
 def writers(model: ChatModel, *, heads: bool) -> list[Unit]:
@@ -189,7 +192,7 @@ def direction_attribution(
     """Return each unit's write along a direction, clean less corrupted, as a share of what the stream has at a site.
 
     The writes up to the site sum to 1 on average, less what the embedding contributes, which is nothing at the readout
-    position. Where the mean difference of the pairs has no part along the direction, shares are not finite.
+    position. Where the mean difference of the pairs has but rounding along the direction, there are no shares: nan.
 
     Args:
         runs: The pairs.
@@ -198,5 +201,9 @@ def direction_attribution(
         direction: The difference in means itself, or another one; its length does not matter.
     """
     along = direction.double() / direction.double().norm()
+    difference = mean_difference(runs, site)
+    whole = float(difference @ along)
+    if abs(whole) < NEGLIGIBLE * float(difference.norm()):
+        whole = math.nan
     projected = write_differences(runs, units).double() @ along
-    return np.asarray(projected / (mean_difference(runs, site) @ along))
+    return np.asarray(projected / whole)

@@ -97,3 +97,11 @@ def test_writes_along_a_direction_sum_to_one_up_to_its_layer(other):
     shares = direction_attribution(runs, units, site, direction)
     until = [row for row, unit in enumerate(units) if unit.site.layer <= 2]
     assert shares[until].sum(0).mean() == pytest.approx(1, abs=1e-5)
+
+
+def test_along_a_direction_in_which_the_pairs_do_not_differ_there_are_no_shares():
+    runs = planted_runs("modular")
+    site = Site.parse("residuals_2")
+    difference, other = mean_difference(runs, site), random_units(1, runs.model.d_model, 0)[0]
+    other = other - (other @ difference) / difference.square().sum() * difference
+    assert np.isnan(direction_attribution(runs, writers(runs.model, heads=False), site, other)).all()
