@@ -160,10 +160,9 @@ class Study:
         """Return the deciding site with the largest mean transfer, as one fold or all prompts measure it."""
 
         def shared(profile: Profile) -> float:
-            """Return the mean transfer of a site, -inf where there is none."""
+            """Return the rank of a site."""
             measured = profile.point if fold is None else profile.folds[fold]
-            value = float(measured.mean_transfer(profile.holds)[0])
-            return -np.inf if np.isnan(value) else value
+            return unmeasured_last(float(measured.mean_transfer(profile.holds)[0]))
 
         return max(self.deciding, key=shared)
 
@@ -208,7 +207,7 @@ class Study:
         for profile in self.deciding:
             alone = site_transfer(profile.effects, self.gap, self.refused, _seeds_of(profile.effects, weights))
             means[profile.site] = float(alone.mean_transfer(profile.holds)[0])
-        best = max(means, key=lambda site: means[site])
+        best = max(means, key=lambda site: unmeasured_last(means[site]))
         kind = verdict.classify(
             means[best], self.analysis.monolithic_threshold, self.analysis.partially_modular_threshold
         )
@@ -240,6 +239,15 @@ class Study:
             return None
         span = self.commit.layer - self.onset.layer
         return (self.commit.layer - self.shared_from.layer) / span if span > 0 else None
+
+
+def unmeasured_last(value: float) -> float:
+    """Return a value by which to rank, where what was not measured (nan) comes last.
+
+    >>> max([float("nan"), 0.5, 0.2], key=unmeasured_last)
+    0.5
+    """
+    return -np.inf if np.isnan(value) else value
 
 
 def _seeds_of(effects: SiteEffects, weights: Resampling) -> Resampling:
