@@ -98,6 +98,7 @@ class Study:
         self.direct_share = dict(direct.mean_shares())
         self.commit = verdict.commit_site(direct.mean_shares())
         self.writing = verdict.writing_blocks(direct.mean_shares())
+        self.last_layer = max(site.layer for site in direct.sites)
         self.auc = {each.site: self._auc(each.site, seed) for each in effects}
         self.onset = verdict.onset_site(list(self.auc.items()))
         generator = np.random.default_rng([seed, 1])
@@ -151,10 +152,15 @@ class Study:
 
     @cached_property
     def deciding(self) -> list[Profile]:
-        """Those of the candidates that can decide: neurons; else what passes the strict limits; else all."""
+        """Those of the candidates that can decide: neurons; else what passes the strict limits; else all.
+
+        Neurons of the last block come last: they write the answer's tokens, which are common to all categories.
+        """
         neurons = [profile for profile in self.candidates if profile.site.kind is SiteKind.NEURONS]
-        strict = [profile for profile in self.candidates if profile.sufficiency.is_strict]
-        return neurons or strict or self.candidates
+        inner = [profile for profile in neurons if profile.site.layer < self.last_layer]
+        streams = [profile for profile in self.candidates if profile.site.kind is not SiteKind.NEURONS]
+        strict = [profile for profile in streams if profile.sufficiency.is_strict]
+        return inner or strict or streams or neurons
 
     def most_shared(self, fold: int | None = None) -> Profile:
         """Return the deciding site with the largest mean transfer, as one fold or all prompts measure it."""
