@@ -93,10 +93,9 @@ class RefusedPrompts:
         """Number of categories."""
         return int(self.category.max()) + 1
 
-    def members(self, fold: int) -> Float[np.ndarray, "prompt category"]:
-        """Return 1 where a prompt is of a category and of a fold."""
-        of_category = self.category[:, None] == np.arange(self.n_categories)[None, :]
-        return np.asarray(of_category & (self.fold == fold)[:, None], dtype=float)
+    def rows(self, fold: int, category: int) -> Int[np.ndarray, " _"]:
+        """Return the places of the prompts of a category and of a fold."""
+        return np.flatnonzero((self.category == category) & (self.fold == fold))
 
 
 @dataclass(frozen=True)
@@ -173,13 +172,16 @@ def site_transfer(
     """
     n = effects.effect.shape[1]
     effect, random = np.zeros((2, len(weights.prompts), n, n))
-    for fold in (0, 1):
-        # mean over the draw's prompts of each category, for each seed, then over the draw's seeds.
-        drawn = weights.prompts[:, :, None] * prompts.members(fold)[None]
-        mean = drawn / drawn.sum(1, keepdims=True)
-        share = weights.circuits[:, fold, :, None]
-        effect += share * np.einsum("sap,dpb,ds->dab", effects.effect, mean, weights.seeds, optimize=True)
-        random += share * np.einsum("sp,dpb,ds->db", effects.random, mean, weights.seeds, optimize=True)[:, None, :]
+    measured = np.concatenate([effects.effect, effects.random[:, None]], axis=1)
+    for fold, category in np.ndindex(2, n):
+        # mean over the draw's prompts of the category, for each seed, then over the draw's seeds.
+        rows = prompts.rows(fold, category)
+        drawn = weights.prompts[:, rows]
+        by_seed = np.tensordot(drawn / drawn.sum(1, keepdims=True), measured[:, :, rows], (1, 2))
+        mean = np.einsum("dsa,ds->da", by_seed, weights.seeds)
+        share = weights.circuits[:, fold]
+        effect[:, :, category] += share * mean[:, :n]
+        random[:, :, category] += share * mean[:, n:]
     above = effect - random
     own = np.einsum("daa->da", above)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -227,8 +229,11 @@ def sufficiency(
         weights: How often each complied prompt is drawn.
     """
     n = len(effects.induced)
-    member = (category[:, None] == np.arange(n)[None, :]).astype(float)
-    means = np.einsum("ap,dp,pb->dab", effects.induced, weights, member, optimize=True) / (weights @ member)[:, None, :]
+    means = np.empty((len(weights), n, n))
+    for index in range(n):
+        rows = np.flatnonzero(category == index)
+        drawn = weights[:, rows]
+        means[:, :, index] = drawn / drawn.sum(1, keepdims=True) @ effects.induced[:, rows].T
     share = means / gap
     return Sufficiency(np.einsum("daa->d", share) / n, share[:, ~np.eye(n, dtype=bool)].mean(1))
 
