@@ -64,6 +64,7 @@ def compare_categories(config: Config, model_name: str, paths: ResultPaths) -> N
         problem = narrate.no_mechanism(study)
         if problem is None:
             fields |= _decided(study, quality) | _structure(study, file)
+            fields["notices"] += narrate.cautions(model_name, study.most_shared().site)
     if problem is not None:
         fields |= {"verdict": str(Verdict.UNDETERMINED), "reason": problem}
     comparison = Comparison.build(model=model_name, **fields)
@@ -204,6 +205,8 @@ def _decided(study: Study, quality: tuple[SiteQuality, ...]) -> dict[str, Any]:
         verdict_now, together, study.analysis.partially_modular_threshold
     ):
         verdict_now, reason = Verdict.UNDETERMINED, narrate.groups_disagree(groups, together, average.value)
+    if not verdict.can_carry(verdict_now, decisive.site):
+        verdict_now, reason = Verdict.UNDETERMINED, narrate.block_unseen(average.value, interval, decisive.site)
     point, draws = decisive.point.transfer[0], decisive.draws.transfer
     support = _support(study.evidence)
     for index, name in enumerate(study.names):

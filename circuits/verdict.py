@@ -12,7 +12,8 @@
    The decisive site is the most shared of those where own necessity holds; it is chosen on one fold and measured on the
    other.
 5. The mean off-diagonal transfer there, with its bootstrap distribution, meets the thresholds. UNDETERMINED, with the
-   reason in words, when it cannot be measured, the distribution leans to no side, or the groups contradict it.
+   reason in words, when it cannot be measured, the distribution leans to no side, the groups contradict it, or it is
+   MODULAR and no neurons were there to show that categories do not meet in the block that writes.
 
 Pure functions of arrays: no model, no files. Statistics run in float64.
 """
@@ -342,6 +343,19 @@ def groups_agree(verdict: Verdict, together: float, partially_modular: float) ->
     (False, True)
     """
     return (verdict is Verdict.MODULAR) == (together < partially_modular)
+
+
+def can_carry(verdict: Verdict, site: Site) -> bool:
+    """Return whether a verdict may rest on a site.
+
+    That categories share nothing before commit can be said only of the neurons of the blocks that write the decision:
+    separate detectors that meet inside such a block are apart at every residual site before it. Measured in
+    docs/decisions/0005.
+
+    >>> can_carry(Verdict.MODULAR, Site.parse("residuals_1")), can_carry(Verdict.MONOLITHIC, Site.parse("residuals_1"))
+    (False, True)
+    """
+    return verdict is not Verdict.MODULAR or site.kind is SiteKind.NEURONS
 
 
 def decide(draws: Float[np.ndarray, " draw"], monolithic: float, partially_modular: float) -> Decision:
