@@ -59,7 +59,7 @@ Probed = tuple[Acts, dict[Site, bool], Float[Tensor, " vocab"]]
 
 
 def _by_gradients(model: ChatModel, sites: Sequence[Site]) -> Probed:
-    """Return what is found when a site has an effect if a random sum of the logits has a gradient with respect to it."""
+    """Return what is found; a site has an effect if a random sum of the logits has a gradient with respect to it."""
     ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % model.vocab_size
     shifts: dict[Site, Tensor] = {}
     acts: Acts = {}
@@ -88,7 +88,7 @@ def _by_gradients(model: ChatModel, sites: Sequence[Site]) -> Probed:
 
 @torch.no_grad()
 def _by_rows(model: ChatModel, sites: Sequence[Site]) -> Probed:
-    """Return what is found when a site has an effect if noise there moves the logits; row N + 1 is that of site N."""
+    """Return what is found; a site has an effect if noise there moves the logits; row N + 1 is that of site N."""
     ids = (torch.arange(PROBE_TOKENS, device=model.device) % model.vocab_size).repeat(len(sites) + 1, 1)
     acts: Acts = {}
 
