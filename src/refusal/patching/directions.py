@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import is_zipfile
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from refusal.errors import InputError
 from refusal.models import ChatModel
 from refusal.sites import Site, SiteKind
-from refusal.untrusted import READ_ERRORS, check_archive, first_line, json_file
+from refusal.untrusted import READ_ERRORS, first_line, json_file, torch_file
 
 FILES = ("direction.pt", "direction_metadata.json")
 
@@ -67,9 +65,7 @@ def given_direction(folder: str, model: ChatModel) -> GivenDirection:
     except (OSError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{where}/{FILES[1]}: found no numbers pos and layer ({error}); write both as JSON") from error
     try:
-        if is_zipfile(root / FILES[0]):
-            check_archive(root / FILES[0])
-        direction = torch.load(root / FILES[0], map_location="cpu", weights_only=True)
+        direction = torch_file(root / FILES[0])
     except READ_ERRORS as error:
         raise InputError(f"{where}/{FILES[0]}: is no tensor file that is safe to read ({first_line(error)})") from error
     if not isinstance(direction, Tensor) or direction.shape != (model.d_model,) or not bool(direction.isfinite().all()):
