@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 import torch
 from jaxtyping import Float
@@ -30,7 +29,7 @@ from torch import Tensor
 from refusal.artefacts import atomic_write, write_json
 from refusal.directions.candidates import Direction, MeanDiffs
 from refusal.errors import InputError
-from refusal.untrusted import READ_ERRORS, check_archive, first_line, json_file
+from refusal.untrusted import READ_ERRORS, first_line, json_file, torch_file
 
 MEAN_DIFFS, DIRECTION, METADATA = "mean_diffs.pt", "direction.pt", "direction_metadata.json"
 EVALUATIONS = "direction_evaluations.json"
@@ -158,9 +157,7 @@ def _load_selected(folder: Path) -> tuple[Float[Tensor, " d_model"], int, int]:
 
 def _load_tensor(path: Path, n_dimensions: int, shape: str) -> Tensor:
     try:
-        if is_zipfile(path):
-            check_archive(path)
-        found = torch.load(path, weights_only=True, map_location="cpu")
+        found = torch_file(path)
     except FileNotFoundError as error:
         raise InputError(
             f"{path}: not found; the published layout has {MEAN_DIFFS}, {DIRECTION}, {METADATA}"
