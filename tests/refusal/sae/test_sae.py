@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from known_features import D_MODEL, N_ROWS, known_dictionary, make_rows
