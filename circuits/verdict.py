@@ -120,7 +120,7 @@ def resample(prompts: RefusedPrompts, n_seeds: int, n_draws: int, generator: np.
 
     Sources: Davison & Hinkley (1997), section 3.8 (hierarchical data: resample the outer level, then within it);
     McCarthy (1969), doi:10.2307/1402116 (half-samples of two units a stratum); Rao & Wu (1988),
-    doi:10.1080/01621459.1988.10478591 (samples of n - 1).
+    J. Am. Stat. Assoc. 83, 231 (samples of n - 1).
     """
     strata = 2 * prompts.category + prompts.fold
     drawn = bootstrap_weights(len(strata), n_draws, generator, strata=strata)
