@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from known_features import D_MODEL, N_ROWS, known_dictionary, make_rows
@@ -13,7 +11,7 @@ from refusal.errors import ArtefactError, InputError
 from refusal.sae.gradients import Weights
 from refusal.sae.metrics import fvu
 from refusal.sae.objectives import BANDWIDTH, L0_WEIGHT, OBJECTIVES, BatchTopK, JumpRelu, Matryoshka, Relu
-from refusal.sae.rows import TensorRows, split_rows
+from refusal.sae.rows import RowSplit, TensorRows, split_rows
 from refusal.sae.trainer import Recipe, Task, Trained, train_stack
 
 
@@ -77,6 +75,18 @@ def test_rows_that_are_all_the_same_are_told():
         train(torch.ones(N_ROWS, D_MODEL), [("residuals_0", 0)])
 
 
+@pytest.mark.parametrize("n_heldout", [1, 3])
+def test_held_out_rows_without_variance_do_not_choose_the_weights(n_heldout):
+    rows = make_rows()
+    rows[:n_heldout] = rows[0]
+    split = RowSplit(torch.arange(n_heldout, N_ROWS), torch.ones(N_ROWS - n_heldout).double(), torch.arange(n_heldout))
+    recipe = Recipe(d_sae=32, k=2, steps=300, batch_size=64, lr=0.01)
+    (trained,) = train_stack([Task("residuals_0", 0, TensorRows(rows))], split, recipe)
+    assert trained.best_step > 0
+    assert trained.history[-1].fvu_heldout is None
+    assert fvu(rows, trained.sae(rows).reconstruction) < 0.7
+
+
 @pytest.fixture
 def saved(tmp_path):
     (trained,) = train(make_rows(), [("residuals_0", 0)], steps=60)
@@ -89,13 +99,9 @@ def test_save_and_load_give_the_same_latents_bit_for_bit(saved):
     assert torch.equal(saes.load(folder).encode(make_rows()), sae.encode(make_rows()))
 
 
-def test_sae_lens_loads_what_we_save_and_encodes_the_same(saved):
+def test_sae_lens_loads_what_we_save_and_encodes_the_same(sae_lens, saved):
     sae, folder = saved
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from sae_lens import SAE
-
-        theirs = SAE.load_from_disk(folder)
+    theirs = sae_lens.SAE.load_from_disk(folder)
     rows = make_rows()
     with torch.no_grad():
         torch.testing.assert_close(theirs.encode(rows), sae.encode(rows), atol=1e-5, rtol=1e-5)
@@ -124,9 +130,7 @@ def test_every_architecture_recovers_a_known_dictionary_at_the_l0_asked_for(arch
 
 
 @pytest.mark.parametrize("architecture", OBJECTIVES)
-def test_every_architecture_loads_in_saelens_and_encodes_the_same(architecture, tmp_path):
-    import sae_lens
-
+def test_every_architecture_loads_in_saelens_and_encodes_the_same(sae_lens, architecture, tmp_path):
     (trained,) = train(make_rows(), [("residuals_0", 0)], steps=60, architecture=architecture)
     trained.sae.save(tmp_path)
     fresh = make_rows(seed=3)
