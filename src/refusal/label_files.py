@@ -54,7 +54,8 @@ def read_labels(path: Path) -> list[HumanLabel]:
     """Return the labels in a file.
 
     Raises:
-        InputError: The file cannot be read, is of another kind, or records lack what is needed; the message lists them.
+        InputError: The file cannot be read, is of another kind, or records lack what is needed or contradict each
+            other; the message lists them.
     """
     readers = {".csv": _csv, ".jsonl": _jsonl, ".json": _json}
     reader = readers.get(path.suffix.lower())
@@ -108,12 +109,20 @@ def _parsed(path: Path, text: str, line: int) -> Any:
 
 def _checked(records: Iterable[tuple[int, Any]]) -> tuple[list[HumanLabel], list[str]]:
     found, findings = [], []
+    said: dict[tuple[str | None, ...], tuple[int, Behaviour]] = {}
     for line, record in records:
         label = _label(record)
-        if isinstance(label, HumanLabel):
-            found.append(label)
-        else:
+        if not isinstance(label, HumanLabel):
             findings.append(f"{line}: {label}")
+            continue
+        found.append(label)
+        if label.id is None:
+            continue  # the same words may answer one prompt and refuse another
+        first, behaviour = said.setdefault((label.model, label.id, label.response), (line, label.behaviour))
+        if behaviour is not label.behaviour:
+            findings.append(
+                f"{line}: {label.id!r} is labelled {label.behaviour}, and {behaviour} at {first}; leave one of them"
+            )
     return found, findings
 
 

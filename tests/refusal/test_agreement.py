@@ -166,6 +166,11 @@ def test_a_json_object_maps_ids_to_labels(tmp_path):
         ("l.json", "{", r"l.json:1: not readable as JSON"),
         ("l.json", "3", r"holds int; allowed is a list, or an object id to label"),
         ("l.json", "[]", r"holds no labels"),
+        (
+            "l.csv",
+            "id,label\na,refused\nb,complied\na,complied\na,refused\n",
+            r"l.csv:4: 'a' is labelled complied, and refused at 2; leave one of them$",
+        ),
         ("l.jsonl", '{"id": "a", "label": "refusd"}', r"l.jsonl:1: label is 'refusd'; .*; did you mean refused\?"),
         ("l.jsonl", '{"label": "refused", "text": "x"}', r"l.jsonl:1: found label, text; needed is one of id"),
         ("l.jsonl", "[1]", r"l.jsonl:1: found list; needed is a record"),
