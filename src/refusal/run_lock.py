@@ -59,6 +59,20 @@ def result_folder(root: Path, needed_bytes: int = LEAST_FREE, shard: Part | None
         lock.unlink(missing_ok=True)
 
 
+def writable_folder(root: Path) -> ResultPaths:
+    """Return the paths of a result folder for what no run makes; made where it is missing.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_be_written(root, error) from error
+    check_links(root)
+    return ResultPaths(root)
+
+
 def check_links(root: Path) -> None:
     """Raise if a folder of a result folder is a link to elsewhere: a run writes and deletes in its own folder alone.
 

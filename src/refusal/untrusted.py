@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import reprlib
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ MOST_HEADER = 100_000_000
 """Bytes of the header of a safetensors file, at most: the limit of the library itself."""
 MOST_INFLATION = 64
 """How many times larger than the archive what is in it may be; weights hardly shrink at all."""
+LONGEST_SHOWN = 100
+"""Characters of a value in a message, at most."""
 _LEAST_INFLATED = 1 << 20
 """Bytes that any archive may hold: in small ones there may be many zeros."""
 _BITS = {
@@ -49,6 +52,18 @@ def first_line(error: BaseException, longest: int = 200) -> str:
     return lines[0][:longest] if lines else type(error).__name__
 
 
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: whatever its size and depth, in a few words.
+
+    >>> shown("a"), shown([1, {"b": 2}]), len(shown("x" * 5000))
+    ("'a'", "[1, {'b': 2}]", 100)
+    """
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = LONGEST_SHOWN
+    text = short.repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
+
+
 def file_bytes(path: Path, most: int) -> bytes:
     """Return the content of a regular file.
 
@@ -60,6 +75,17 @@ def file_bytes(path: Path, most: int) -> bytes:
         OSError: It cannot be read.
         ValueError: It is larger, or a device, a pipe or a socket, which may never end.
     """
+    regular_size(path, most)
+    return path.read_bytes()
+
+
+def regular_size(path: Path, most: int) -> int:
+    """Return the bytes of a regular file, before it is opened: to open a pipe may take forever.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is larger than `most` bytes, or a device, a pipe or a socket.
+    """
     size = path.stat().st_size
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -67,7 +93,7 @@ def file_bytes(path: Path, most: int) -> bytes:
         raise ValueError("no regular file")
     if size > most:
         raise ValueError(f"{size} bytes, at most {most} are read")
-    return path.read_bytes()
+    return size
 
 
 def json_text(text: str) -> Any:
@@ -80,6 +106,10 @@ def json_text(text: str) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        raise ValueError("a number has thousands of digits") from error
 
 
 def json_file(path: Path, most: int = MOST_JSON) -> Any:

@@ -73,6 +73,14 @@ class DirectionsConfig(Section):
             raise ValueError("doses must ascend and differ")
         return doses
 
+    @field_validator("contrasts")
+    @classmethod
+    def _have_homes(cls, contrasts: tuple[ContrastName, ...]) -> tuple[ContrastName, ...]:
+        for name in contrasts:
+            for each in (name,) if isinstance(name, str) else name:
+                local_path(each)
+        return contrasts
+
     @field_validator("text_file")
     @classmethod
     def _file(cls, path: Path | None) -> Path | None:

@@ -106,6 +106,13 @@ class PatchingConfig(Section):
             raise ValueError("allowed are data, embedded, or the path of a .csv or .json file with clean and corrupted")
         return str(path)
 
+    @field_validator("direction")
+    @classmethod
+    def _has_a_home(cls, value: str | None) -> str | None:
+        if value is not None:
+            local_path(value)
+        return value
+
     @field_validator("compare")
     @classmethod
     def _two(cls, value: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:

@@ -139,10 +139,10 @@ class Config(Section):
                 local_path(name)
         return value
 
-    @field_validator("result_dir")
+    @field_validator("result_dir", mode="before")
     @classmethod
-    def _folder(cls, folder: Path) -> Path:
-        return local_path(str(folder) if folder.parts else "")
+    def _folder(cls, folder: Any) -> Any:
+        return local_path(folder) if isinstance(folder, str) else folder  # as text: a path of nothing is that of "."
 
     @field_validator("device_map")
     @classmethod

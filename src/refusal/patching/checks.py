@@ -8,7 +8,7 @@ from pathlib import Path
 from refusal.config import Config
 from refusal.config.patching import SOURCES
 from refusal.errors import InputError
-from refusal.patching.directions import require_files
+from refusal.patching.directions import read_given
 from refusal.patching.pair_files import read_pairs
 
 
@@ -36,7 +36,7 @@ def _check_pairs(config: Config) -> None:
 
 def _check_direction(config: Config) -> None:
     if config.patching.direction is not None:
-        require_files(config.patching.direction)
+        read_given(config.patching.direction)
 
 
 def _of_models(config: Config, name: str) -> str:

@@ -8,19 +8,18 @@ Source: Arditi et al. 2406.11717, whose code writes these files.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from zipfile import is_zipfile
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from refusal.directions.formats import DIRECTION, METADATA, read_direction
 from refusal.errors import InputError
 from refusal.models import ChatModel
 from refusal.sites import Site, SiteKind
-from refusal.untrusted import READ_ERRORS, check_archive, first_line, json_file
+from refusal.untrusted import shown
+from refusal.usable_text import local_path
 
-FILES = ("direction.pt", "direction_metadata.json")
+FILES = (DIRECTION, METADATA)
 
 
 @dataclass(frozen=True)
@@ -38,48 +37,40 @@ class GivenDirection:
         return Site(SiteKind.RESIDUALS, max(0, self.layer - 1))
 
 
-def require_files(folder: str) -> Path:
-    """Return the folder, once it holds what it should.
-
-    Raises:
-        InputError: A file is missing.
-    """
-    root = Path(folder).expanduser()
-    missing = [name for name in FILES if not (root / name).is_file()]
-    if missing:
-        raise InputError(
-            f"patching.direction: {root}: no {' and no '.join(missing)}; allowed is a folder with {' and '.join(FILES)}"
-        )
-    return root
-
-
 def given_direction(folder: str, model: ChatModel) -> GivenDirection:
     """Return the direction of a folder.
 
     Raises:
         InputError: A file is missing, is not of this form, or does not fit the model.
     """
-    root = require_files(folder)
-    where = f"patching.direction: {root}"
-    try:
-        metadata = json_file(root / FILES[1])
-        position, layer = int(metadata["pos"]), int(metadata["layer"])
-    except (OSError, LookupError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{where}/{FILES[1]}: found no numbers pos and layer ({error}); write both as JSON") from error
-    try:
-        if is_zipfile(root / FILES[0]):
-            check_archive(root / FILES[0])
-        direction = torch.load(root / FILES[0], map_location="cpu", weights_only=True)
-    except READ_ERRORS as error:
-        raise InputError(f"{where}/{FILES[0]}: is no tensor file that is safe to read ({first_line(error)})") from error
-    if not isinstance(direction, Tensor) or direction.shape != (model.d_model,) or not bool(direction.isfinite().all()):
-        found = tuple(direction.shape) if isinstance(direction, Tensor) else type(direction).__name__
+    root = local_path(folder)
+    direction, position, layer = read_given(folder)
+    if len(direction) != model.d_model:
         raise InputError(
-            f"{where}/{FILES[0]}: found {found}; {model.name} needs {model.d_model} finite numbers; use a direction of "
-            "this model"
+            f"patching.direction: {root / DIRECTION}: found {len(direction)} numbers; {model.name} needs "
+            f"{model.d_model}; use a direction of this model"
         )
-    if not 0 <= layer < model.n_layers:
-        raise InputError(f"{where}/{FILES[1]}: layer is {layer}; {model.name} has layers 0 to {model.n_layers - 1}")
-    if not bool(direction.any()):
-        raise InputError(f"{where}/{FILES[0]}: all numbers are 0; that is no direction")
+    if not layer < model.n_layers:
+        raise InputError(
+            f"patching.direction: {root / METADATA}: layer is {shown(layer)}; {model.name} has layers 0 to "
+            f"{model.n_layers - 1}; use a direction of this model"
+        )
     return GivenDirection(direction.double(), position, layer)
+
+
+def read_given(folder: str) -> tuple[Float[Tensor, " d_model"], int, int]:
+    """Return direction, position and layer of a folder, whatever the model.
+
+    Raises:
+        InputError: A file is missing, or is not of this form.
+    """
+    root = local_path(folder)
+    missing = [name for name in FILES if not (root / name).exists()]
+    if missing:
+        raise InputError(
+            f"patching.direction: {root}: no {' and no '.join(missing)}; allowed is a folder with {' and '.join(FILES)}"
+        )
+    try:
+        return read_direction(root)
+    except InputError as error:
+        raise InputError(f"patching.direction: {error}") from error

@@ -6,12 +6,10 @@ damaged or of another kind is one error that names the file.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -20,32 +18,19 @@ from torch import Tensor
 
 from refusal.artefacts import read_json
 from refusal.errors import ArtefactError, InputError
-from refusal.untrusted import (
-    MOST_INFLATION,
-    READ_ERRORS,
-    check_archive,
-    first_line,
-    safetensors_header,
-)
+from refusal.torch_files import LEAST_BYTES, plain_tensor, read_torch
+from refusal.untrusted import MOST_INFLATION, READ_ERRORS, check_archive, first_line, safetensors_header
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Those in which an SAE can compute."""
-_LEAST_BYTES = 1 << 20
-"""Bytes that tensors may take whatever the size of their file."""
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
-    if not is_zipfile(path):
-        raise UnpicklingError("no file of torch.save, or one of before 2020")
-    check_archive(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pickle's protocol number, which damaged files have
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    tensors = {str(name): tensor.detach() for name, tensor in found.items()}
-    # a tensor may repeat a few numbers of its storage any number of times
+    n_bytes = path.stat().st_size
+    tensors = {str(name): plain_tensor(tensor, n_bytes) for name, tensor in read_torch(path).items()}
     taken = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    if taken > max(_LEAST_BYTES, MOST_INFLATION * path.stat().st_size):
-        raise ValueError(f"tensors of {taken} bytes in a file of {path.stat().st_size}")
+    if taken > max(LEAST_BYTES, MOST_INFLATION * n_bytes):
+        raise ValueError(f"tensors of {taken} bytes in a file of {n_bytes}")
     return tensors
 
 

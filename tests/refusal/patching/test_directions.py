@@ -28,12 +28,12 @@ def test_the_layer_is_that_before_which_it_was_read(tmp_path):
 @pytest.mark.parametrize(
     ("direction", "metadata", "said"),
     [
-        (torch.ones(16), {"pos": -1, "layer": 1}, r"found \(16,\); llama needs 32 finite numbers"),
-        (torch.full((32,), float("nan")), {"pos": -1, "layer": 1}, "needs 32 finite numbers"),
-        (torch.zeros(32), {"pos": -1, "layer": 1}, "all numbers are 0"),
-        ([1.0], {"pos": -1, "layer": 1}, "found list"),
+        (torch.ones(16), {"pos": -1, "layer": 1}, "found 16 numbers; llama needs 32; use a direction of this model"),
+        (torch.full((32,), float("nan")), {"pos": -1, "layer": 1}, "some numbers are not finite"),
+        (torch.zeros(32), {"pos": -1, "layer": 1}, "its length is 0"),
+        ([1.0], {"pos": -1, "layer": 1}, "found list, no tensor"),
         (torch.ones(32), {"pos": -1, "layer": 9}, "layer is 9; llama has layers 0 to 2"),
-        (torch.ones(32), {"pos": -1}, "found no numbers pos and layer"),
+        (torch.ones(32), {"pos": -1}, "layer: found None; allowed is a whole number"),
     ],
 )
 def test_what_does_not_fit_is_said(tmp_path, direction, metadata, said):
@@ -46,5 +46,5 @@ def test_a_missing_file_and_a_file_that_runs_code_are_refused(tmp_path):
         given_direction(str(tmp_path), make_model("llama"))
     write(tmp_path, torch.ones(32), {"pos": -1, "layer": 1})
     (tmp_path / "direction.pt").write_bytes(pickle.dumps(print, protocol=2))
-    with pytest.raises(InputError, match="no tensor file that is safe to read"):
+    with pytest.raises(InputError, match="cannot be read as a tensor"):
         given_direction(str(tmp_path), make_model("llama"))
