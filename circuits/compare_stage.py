@@ -122,6 +122,7 @@ def _nothing_measured(analysis: AnalysisConfig, evidence: Evidence, quality: tup
             "min_sufficiency_ratio": verdict.MIN_SUFFICIENCY_RATIO,
             "strict_sufficiency": verdict.STRICT_SUFFICIENCY,
             "strict_sufficiency_ratio": verdict.STRICT_SUFFICIENCY_RATIO,
+            "stable_groups": verdict.STABLE_GROUPS,
             "min_lean": verdict.MIN_LEAN,
             **sae_quality.LIMITS,
         },
@@ -200,10 +201,14 @@ def _decided(study: Study, quality: tuple[SiteQuality, ...]) -> dict[str, Any]:
     elif verdict_now is not Verdict.UNDETERMINED and not is_supported_by_seeds(seeds, verdict_now):
         verdict_now, reason = Verdict.UNDETERMINED, narrate.seeds_disagree(seeds)
     together = verdict.share_together(labels)
-    if verdict_now is not Verdict.UNDETERMINED and not verdict.groups_agree(
-        verdict_now, together, study.analysis.partially_modular_threshold
-    ):
-        verdict_now, reason = Verdict.UNDETERMINED, narrate.groups_disagree(groups, together, average.value)
+    joined = verdict.with_groups(verdict_now, together, stability, study.analysis.partially_modular_threshold)
+    if joined is not verdict_now:
+        reason = (
+            narrate.groups_disagree(groups, together, average.value)
+            if joined is Verdict.UNDETERMINED
+            else narrate.shared_in_groups(groups, together, stability, average.value, interval)
+        )
+        verdict_now = joined
     point, draws = decisive.point.transfer[0], decisive.draws.transfer
     support = _support(study.evidence)
     for index, name in enumerate(study.names):

@@ -98,6 +98,7 @@ class Study:
         self.direct_share = dict(direct.mean_shares())
         self.commit = verdict.commit_site(direct.mean_shares())
         self.writing = verdict.writing_blocks(direct.mean_shares())
+        self.last_layer = max(site.layer for site in direct.sites)
         self.auc = {each.site: self._auc(each.site, seed) for each in effects}
         self.onset = verdict.onset_site(list(self.auc.items()))
         generator = np.random.default_rng([seed, 1])
@@ -151,19 +152,23 @@ class Study:
 
     @cached_property
     def deciding(self) -> list[Profile]:
-        """Those of the candidates that can decide: neurons; else what passes the strict limits; else all."""
+        """Those of the candidates that can decide: neurons; else what passes the strict limits; else all.
+
+        Neurons of the last block come last: they write the answer's tokens, which are common to all categories.
+        """
         neurons = [profile for profile in self.candidates if profile.site.kind is SiteKind.NEURONS]
-        strict = [profile for profile in self.candidates if profile.sufficiency.is_strict]
-        return neurons or strict or self.candidates
+        inner = [profile for profile in neurons if profile.site.layer < self.last_layer]
+        streams = [profile for profile in self.candidates if profile.site.kind is not SiteKind.NEURONS]
+        strict = [profile for profile in streams if profile.sufficiency.is_strict]
+        return inner or strict or streams or neurons
 
     def most_shared(self, fold: int | None = None) -> Profile:
         """Return the deciding site with the largest mean transfer, as one fold or all prompts measure it."""
 
         def shared(profile: Profile) -> float:
-            """Return the mean transfer of a site, -inf where there is none."""
+            """Return the rank of a site."""
             measured = profile.point if fold is None else profile.folds[fold]
-            value = float(measured.mean_transfer(profile.holds)[0])
-            return -np.inf if np.isnan(value) else value
+            return unmeasured_last(float(measured.mean_transfer(profile.holds)[0]))
 
         return max(self.deciding, key=shared)
 
@@ -208,7 +213,7 @@ class Study:
         for profile in self.deciding:
             alone = site_transfer(profile.effects, self.gap, self.refused, _seeds_of(profile.effects, weights))
             means[profile.site] = float(alone.mean_transfer(profile.holds)[0])
-        best = max(means, key=lambda site: means[site])
+        best = max(means, key=lambda site: unmeasured_last(means[site]))
         kind = verdict.classify(
             means[best], self.analysis.monolithic_threshold, self.analysis.partially_modular_threshold
         )
@@ -240,6 +245,15 @@ class Study:
             return None
         span = self.commit.layer - self.onset.layer
         return (self.commit.layer - self.shared_from.layer) / span if span > 0 else None
+
+
+def unmeasured_last(value: float) -> float:
+    """Return a value by which to rank, where what was not measured (nan) comes last.
+
+    >>> max([float("nan"), 0.5, 0.2], key=unmeasured_last)
+    0.5
+    """
+    return -np.inf if np.isnan(value) else value
 
 
 def _seeds_of(effects: SiteEffects, weights: Resampling) -> Resampling:

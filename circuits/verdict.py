@@ -9,10 +9,12 @@
    model refuse. Before the decision a site carries evidence (words, intents); sharing that is not sharing a mechanism.
    An OR of separate detectors passes as well as one detector for all, so this condition favours no verdict.
 4. Where neurons of those blocks qualify they decide, for there units are of the decision alone; else residual sites do.
+   Neurons of the last block come after both: they write the answer's tokens, whoever decided.
    The decisive site is the most shared of those where own necessity holds; it is chosen on one fold and measured on the
    other.
-5. The mean off-diagonal transfer there, with its bootstrap distribution, meets the thresholds. UNDETERMINED, with the
-   reason in words, when it cannot be measured, the distribution leans to no side, or the groups contradict it.
+5. The mean off-diagonal transfer there, with its bootstrap distribution, meets the thresholds. Stable groups that put
+   most pairs together make MODULAR PARTIALLY MODULAR. UNDETERMINED, with the reason in words, when it cannot be
+   measured, the distribution leans to no side, or the groups contradict it otherwise.
 
 Pure functions of arrays: no model, no files. Statistics run in float64.
 """
@@ -49,6 +51,9 @@ mix them; the neurons that write the decision are units of what is decided, of w
 COMMIT_SHARE = 0.5
 """Share of m refused - m complied that a site must carry directly to be the commit site ("most of it"), and that a
 later block must add by itself to be one that writes the decision as well."""
+STABLE_GROUPS = 0.9
+"""Adjusted Rand index of the groups with those of bootstrap draws from which they outweigh a mean transfer that says
+that most pairs share nothing."""
 MIN_LEAN = 0.8
 """Share of the bootstrap distribution on one side of the thresholds below which there is no verdict."""
 
@@ -150,11 +155,16 @@ class SiteTransfer:
     """R_B as a share of m refused - m complied of B."""
 
     def mean_transfer(self, usable: Bool[np.ndarray, " category"]) -> Float[np.ndarray, " draw"]:
-        """Return the mean off-diagonal transfer onto the usable categories, per draw; nan where none was measured."""
+        """Return the mean off-diagonal transfer onto the usable categories, per draw; nan where none was measured.
+
+        A negative transfer counts as 0: a circuit whose removal strengthens another category's refusal shares nothing
+        with it, and takes nothing from what other pairs share.
+        """
         values = self.transfer[:, ~np.eye(len(usable), dtype=bool) & usable[None, :]]
         counted = np.isfinite(values)
         n = counted.sum(1)
-        return np.asarray(np.where(n > 0, np.where(counted, values, 0.0).sum(1) / np.maximum(n, 1), np.nan))
+        shared = np.where(counted, np.maximum(values, 0.0), 0.0)
+        return np.asarray(np.where(n > 0, shared.sum(1) / np.maximum(n, 1), np.nan))
 
 
 def site_transfer(
@@ -327,16 +337,28 @@ def share_together(groups: Int[np.ndarray, " category"]) -> float:
     return float((together.sum() - n) / (n * (n - 1)))
 
 
-def groups_agree(verdict: Verdict, together: float, partially_modular: float) -> bool:
-    """Return whether transfer and groups say the same of most pairs: that they share a mechanism, or that they do not.
+def with_groups(verdict: Verdict, together: float, stability: float, partially_modular: float) -> Verdict:
+    """Return the verdict of the mean transfer and the groups together.
 
-    Transfer measures how much of an effect is shared, groups say who shares; with a circuit that holds only part of a
-    common mechanism the first can fall below half where most pairs are plainly together.
+    Transfer measures how much of an effect is shared, groups say who shares. With circuits that hold only part of a
+    common mechanism the mean can fall below half where most pairs are plainly together, in the same groups in every
+    bootstrap draw: then refusal is shared in part. Other contradictions about most pairs are UNDETERMINED.
 
-    >>> groups_agree(Verdict.MODULAR, 0.64, 0.5), groups_agree(Verdict.PARTIALLY_MODULAR, 1.0, 0.5)
-    (False, True)
+    Args:
+        verdict: That of the mean transfer.
+        together: Share of the pairs that the groups put together.
+        stability: Adjusted Rand index of the groups with those of bootstrap draws.
+        partially_modular: The threshold below which most pairs share nothing.
+
+    >>> with_groups(Verdict.MODULAR, 0.64, 0.96, 0.5)
+    <Verdict.PARTIALLY_MODULAR: 'PARTIALLY MODULAR'>
+    >>> with_groups(Verdict.MODULAR, 0.64, 0.6, 0.5), with_groups(Verdict.PARTIALLY_MODULAR, 0.3, 1.0, 0.5)
+    (<Verdict.UNDETERMINED: 'UNDETERMINED'>, <Verdict.UNDETERMINED: 'UNDETERMINED'>)
     """
-    return (verdict is Verdict.MODULAR) == (together < partially_modular)
+    if verdict is Verdict.UNDETERMINED or (verdict is Verdict.MODULAR) == (together < partially_modular):
+        return verdict
+    is_clear = verdict is Verdict.MODULAR and stability >= STABLE_GROUPS
+    return Verdict.PARTIALLY_MODULAR if is_clear else Verdict.UNDETERMINED
 
 
 def decide(draws: Float[np.ndarray, " draw"], monolithic: float, partially_modular: float) -> Decision:
