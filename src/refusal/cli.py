@@ -93,7 +93,7 @@ def read_config(arguments: argparse.Namespace) -> Config:
     """
     overrides = list(arguments.overrides)
     if arguments.result_dir is not None:
-        overrides.append(f"result_dir={json.dumps(arguments.result_dir)}")
+        overrides.append(f"result_dir={json.dumps(str(arguments.result_dir))}")
     return load(arguments.config, overrides)
 
 

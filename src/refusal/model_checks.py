@@ -140,7 +140,7 @@ def _not_found(model: ChatModel, site: Site, found: str) -> InputError:
     return InputError(
         f"models: {model.name}: {site} is not found where the family {model.family.name!r} keeps it: {found}; a "
         f"site is [batch, pos, {width}] and reaches the logits; add a row to FAMILIES in "
-        "src/refusal/models.py for this architecture"
+        "src/refusal/models/families.py for this architecture"
     )
 
 

@@ -18,12 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal import run_lock, signatures, stages
+from refusal import run_lock, signatures
 from refusal.artefacts import ResultPaths, atomic_write, this_host, write_sealed
 from refusal.config import Config, Stage
 from refusal.errors import ArtefactError, InputError
 from refusal.processes import Part
-from refusal.stages import Pipeline, Unit, collected_warnings, file_digest, result_folder
+from refusal.run_lock import result_folder
+from refusal.signatures import file_digest
+from refusal.stages import Pipeline, Unit, collected_warnings, pipeline
 
 
 class Job:
@@ -482,7 +484,7 @@ def test_another_detector_or_another_version_of_it_makes_the_labels_anew(tmp_pat
     assert Job(tmp_path / "r").why(Stage.INFERENCE) == "up to date"
     rules = Config(models=("a", "b"), labels={"detector": "rules"})
     assert Job(tmp_path / "r", rules).why(Stage.INFERENCE) == "labels changed"
-    monkeypatch.setattr(stages, "VERSION", stages.VERSION + 1)
+    monkeypatch.setattr(pipeline, "VERSION", pipeline.VERSION + 1)
     assert Job(tmp_path / "r").why(Stage.INFERENCE) == "version of the labels changed"
 
 

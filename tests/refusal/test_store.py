@@ -95,7 +95,7 @@ def test_a_write_that_is_cut_off_leaves_no_complete_shard_and_no_rubbish(folder,
     def cut_off(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("refusal.store.write_sealed", cut_off)
+    monkeypatch.setattr("refusal.store.writer.write_sealed", cut_off)
     writer = ActivationWriter(folder, plan="b")
     with pytest.raises(KeyboardInterrupt):
         writer.write(0, make_shard(0, 4))

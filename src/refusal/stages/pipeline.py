@@ -1,27 +1,12 @@
-"""Units of work that resume: what is up to date, why something is not, and the record each unit leaves.
-
-A unit is one stage for one model (or, for the report, for all). Its fingerprint covers the configuration keys it
-depends on, its input files and the outputs of the units before it. When a unit is done it writes its record last:
-outputs with checksums, time, memory, warnings, versions. A unit whose record fits is skipped; a killed one has no
-record and runs again.
-
-Looking at what is done is quick: large files are believed by size and time of change. Before a unit runs, every file
-that it may read is compared with the checksum that the unit which wrote it has recorded; what does not fit is made anew
-where its stage is asked for, and else told. The largest, positions of all prompts, the store compares as it reads them.
-"""
+"""Run units in order, skipping what is up to date, and leave a record of each that is done."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import logging
-import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,56 +16,15 @@ from refusal.errors import ArtefactError, InputError
 from refusal.labels import VERSION
 from refusal.model_files import decisive_files
 from refusal.resources import peak_cuda_bytes, peak_memory_bytes, start_measuring_memory
-from refusal.run_lock import result_folder
-from refusal.signatures import digests, file_digest, is_intact, seems_intact, signature_of
-
-__all__ = ["Pipeline", "State", "Unit", "file_digest", "result_folder", "versions"]
+from refusal.signatures import digests, is_intact, seems_intact, signature_of
+from refusal.stages.changes import comparable, difference
+from refusal.stages.surroundings import collected_warnings, versions
+from refusal.stages.units import State, Unit, all_needs, command_of, with_dependents
 
 log = logging.getLogger(__name__)
 
 SCHEMA = "refusal-circuits/stage/1"
 MANIFEST_SCHEMA = "refusal-circuits/manifest/1"
-PACKAGES = ("torch", "transformers", "safetensors", "numpy", "scipy", "scikit-learn", "networkx", "refusal-circuits")
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One stage for one model, or for all (`model` None)."""
-
-    stage: Stage
-    model: str | None
-    keys: tuple[str, ...]
-    """Dotted configuration keys its result depends on."""
-    inputs: tuple[Path, ...]
-    """Files from outside the result folder; more of them by `fetched`."""
-    needs: tuple[Unit, ...]
-    """Units whose outputs it reads."""
-    outputs: Callable[[], Sequence[Path]]
-    """Files it has written, asked when it is done."""
-    run: Callable[[], None]
-    lacks: Callable[[], str | None] = lambda: None
-    """Says what its outputs, though as they were written, do not hold that is needed now; None if nothing."""
-    version: int = 1
-    """Raised when the code makes other results from the same inputs."""
-    fetched: Callable[[], Sequence[Path] | None] = lambda: ()
-    """More files from outside, looked for whenever they are compared, as a run may download them; None: they are not on
-    this machine, and so cannot have changed."""
-    is_read_checked: Callable[[Path], bool] = lambda path: False
-    """Whether whoever reads an output compares it with a checksum that another output holds."""
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        return str(self.stage) if self.model is None else f"{self.stage} of {self.model}"
-
-
-@dataclass(frozen=True)
-class State:
-    """Whether a unit must run."""
-
-    is_up_to_date: bool
-    reason: str
-    """Why it must run; "up to date" otherwise."""
 
 
 class Pipeline:
@@ -98,7 +42,7 @@ class Pipeline:
         self.paths = paths
         self.units = units
         self.forced = forced
-        self._redone = _with_dependents(units, forced)
+        self._redone = with_dependents(units, forced)
         self._done: set[tuple[Stage, str | None]] = set()
 
     def state(self, unit: Unit) -> State:
@@ -115,7 +59,7 @@ class Pipeline:
             return State(False, "its record cannot be read")
         if record["version"] != unit.version:
             return State(False, "made by another version")
-        changed = _difference(_comparable(record, unit), self._fingerprint(unit))
+        changed = difference(comparable(record, unit), self._fingerprint(unit))
         if changed is not None:
             return State(False, changed)
         outputs = record["outputs"]
@@ -227,7 +171,7 @@ class Pipeline:
         if state.is_up_to_date:
             log.info("%s: up to date", unit.name)
             return
-        for needed in _all_needs(unit):
+        for needed in all_needs(unit):
             if needed.stage in stages and self._remove_damaged(needed):
                 self._run(needed, stages)
         self._require_needs(unit)
@@ -246,13 +190,14 @@ class Pipeline:
             if not found.is_up_to_date:
                 raise ArtefactError(
                     f"{self.paths.root}: {unit.name} needs {needed.name}, which is not ready ({found.reason}); "
-                    f"first run: {_command(needed.stage)}"
+                    f"first run: {command_of(needed.stage)}"
                 )
 
-        for needed in _all_needs(unit):
+        for needed in all_needs(unit):
             for path in self._damaged(needed):
                 raise ArtefactError(
-                    f"{path}: damaged (it is not what {needed.name} wrote); delete it and run: {_command(needed.stage)}"
+                    f"{path}: damaged (it is not what {needed.name} wrote); delete it and run: "
+                    f"{command_of(needed.stage)}"
                 )
 
     def _damaged(self, unit: Unit) -> list[Path]:
@@ -325,104 +270,3 @@ class Pipeline:
             "stages": [{key: record[key] for key in record if key not in ("schema", "versions")} for record in records],
         }
         write_json(self.paths.manifest, manifest)
-
-
-def _with_dependents(units: Sequence[Unit], forced: frozenset[Stage]) -> frozenset[tuple[Stage, str | None]]:
-    """Return the units of the forced stages and all that need one of them, directly or by way of others."""
-    redone: set[tuple[Stage, str | None]] = set()
-    for unit in units:
-        if unit.stage in forced or any((needed.stage, needed.model) in redone for needed in unit.needs):
-            redone.add((unit.stage, unit.model))
-    return frozenset(redone)
-
-
-class _Collector(logging.Handler):
-    """Keeps the text of each warning once."""
-
-    def __init__(self, texts: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self.texts = texts
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the record's text unless it is there."""
-        text = record.getMessage().strip()
-        if text not in self.texts:
-            self.texts.append(text)
-
-
-@contextmanager
-def collected_warnings() -> Iterator[list[str]]:
-    """Yield a list that gets every warning, logged or raised by `warnings`, until the end of the block."""
-    collector = _Collector([])
-    root = logging.getLogger()
-    root.addHandler(collector)
-    logging.captureWarnings(True)
-    try:
-        yield collector.texts
-    finally:
-        logging.captureWarnings(False)
-        root.removeHandler(collector)
-
-
-def _all_needs(unit: Unit) -> list[Unit]:
-    """Return the units whose outputs a unit, or one it needs, reads; each once, those that come first first."""
-    found: list[Unit] = []
-    for needed in unit.needs:
-        found += [each for each in (*_all_needs(needed), needed) if each not in found]
-    return found
-
-
-def _comparable(record: dict[str, Any], unit: Unit) -> dict[str, Any]:
-    """Return the fingerprint in a record, without files that are not on this machine any more."""
-    fingerprint: dict[str, Any] = record["fingerprint"]
-    if unit.fetched() is not None or "inputs" not in fingerprint:
-        return fingerprint
-    gone = set(record.get("fetched", ()))
-    return fingerprint | {"inputs": {name: it for name, it in fingerprint["inputs"].items() if name not in gone}}
-
-
-def _difference(before: dict[str, Any], now: dict[str, dict[str, Any]]) -> str | None:
-    """Return what changed between two fingerprints, in words; None if nothing did."""
-    for part, entries in now.items():
-        earlier = before.get(part, {})
-        for key in {**earlier, **entries}:
-            old, new = earlier.get(key), entries.get(key)
-            if old != new:
-                return f"{key} changed{_shown_change(old, new)}" if part == "config" else f"{key} changed"
-    return None
-
-
-def _shown_change(old: Any, new: Any) -> str:
-    """Return a change of a configuration value in words; of a section only what differs.
-
-    >>> _shown_change(100, 50), _shown_change({"k": 1, "lr": 2}, {"k": 1, "lr": 3})
-    (' 100 -> 50', ': lr 2 -> 3')
-    """
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        return ": " + ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in keys)
-    return f" {old} -> {new}"
-
-
-def _command(stage: Stage) -> str:
-    if stage is Stage.INFERENCE:
-        return "python src/run_inference.py --config FILE"
-    if stage is Stage.PATCHING:
-        return "python run_patching.py --config FILE"
-    if stage is Stage.SAES:
-        return "python run_circuit_analysis.py --config FILE --train-saes"
-    if stage is Stage.DIRECTIONS:
-        return "python run_directions.py --config FILE"
-    return f"python run_circuit_analysis.py --config FILE --stages {stage}"
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
