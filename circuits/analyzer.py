@@ -45,6 +45,7 @@ from circuits.units import (
     patching_files,
     pretrained_files,
     sae_files,
+    taken_direction,
 )
 
 HALVES = "halves of the prompts"
@@ -223,7 +224,8 @@ class RefusalCircuitAnalyzer:
         outputs = partial(patching_files, self.config, paths, model)
         unit = self._unit(Stage.PATCHING, model, PATCHING_KEYS, (inference,), _patch, outputs, paths)
         files = () if source in SOURCES else (Path(source),)
-        return [replace(unit, inputs=files, lacks=partial(lacks_circuits, self.config, paths, model))]
+        lacks = partial(lacks_circuits, self.config, paths, model)
+        return [replace(unit, inputs=files, lacks=lacks, fetched=partial(taken_direction, self.config, model, paths))]
 
     def _patching_comparison(self, units: list[Unit], paths: ResultPaths) -> list[Unit]:
         """Return the unit that compares models by patching, where that is asked for."""

@@ -23,12 +23,13 @@ from circuits.discovery import discoverer
 from circuits.evidence import Evidence
 from circuits.groups import symmetrised
 from circuits.nodes import percentile_interval
-from circuits.structure import as_matrix, baseline, permutation_test, structural_similarity
+from circuits.structure import baseline, permutation_test, structural_similarity
 from circuits.study import Profile, Study, is_supported_by_seeds
 from circuits.transfer import measure_transfer, save_effects
 from circuits.verdict import Verdict
 from refusal.artefacts import ResultPaths
 from refusal.config import AnalysisConfig, Config
+from refusal.measures import as_matrix
 from refusal.schemas import (
     CategorySupport,
     Comparison,
@@ -223,9 +224,9 @@ def _decided(study: Study, quality: tuple[SiteQuality, ...]) -> dict[str, Any]:
         "average_similarity": average.value,
         "average_similarity_ci": interval,
         "decisive_site": str(decisive.site),
-        "similarity": as_matrix(study.names, symmetrised(point)),
+        "similarity": as_matrix(symmetrised(point), study.names),
         "similarity_ci": _intervals(study.names, np.stack([symmetrised(draw) for draw in draws])),
-        "transfer": as_matrix(study.names, point),
+        "transfer": as_matrix(point, study.names),
         "transfer_ci": _intervals(study.names, draws),
         "groups": groups,
         "groups_stability": stability,

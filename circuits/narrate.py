@@ -13,9 +13,9 @@ from circuits.verdict import (
     Decision,
     Verdict,
 )
-from circuits.wording import estimate, plural
 from refusal.schemas import Interval, SeedResult, SiteQuality
 from refusal.sites import Site, SiteKind
+from refusal.wording import estimate, plural
 
 Groups = tuple[tuple[str, ...], ...]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from circuits import wording
 from circuits.summary import used_prompts
+from refusal import wording
 from refusal.patching import markdown
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -44,7 +44,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "number3": _number3,
     "interval": wording.interval,
     "estimate": lambda pair: wording.estimate(*pair),
-    "measure": markdown.estimate,
+    "measure": wording.measured,
     "refusals": markdown.rate,
     "plural": wording.plural,
     "line": wording.one_line,

@@ -5,6 +5,7 @@ Functions of other packages are imported when they are called, so that a plan is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,13 @@ def lacks_circuits(config: Config, paths: ResultPaths, model: str) -> str | None
     from circuits.patching.stage import lacks_circuits
 
     return lacks_circuits(config, paths, model)
+
+
+def taken_direction(config: Config, model: str, paths: ResultPaths) -> Sequence[Path]:
+    """Return the files of the direction that a model's patching takes."""
+    from refusal.patching.directions import direction_files
+
+    return direction_files(config, model, paths)
 
 
 def patching_files(config: Config, paths: ResultPaths, model: str) -> list[Path]:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from circuits import wording
 from circuits.page_templates import asset, template
 from circuits.plots.patching import KIND_TITLES, MODE_TITLES, Panel, head_panels, layer_panels
-from refusal import __version__
+from refusal import __version__, wording
 from refusal.patching.records import LatentRecord, PatchingComparison, PatchingResults, UnitRecord
 
 MOST_CELLS = 600

@@ -7,8 +7,9 @@ direction_metadata.json    {"pos": negative, "layer": number of a block}
 ```
 
 `mean_diffs[p, l]` is read at the *input* of block l: the output of block l - 1, and of the embedding for l = 0. Ours
-are after each block, so the last block's output is not in this layout; `to_published` and `from_published` are the only
-places that convert. Files are read as plain tensors (`weights_only`), never as pickled objects.
+are after each block, so the last block's output is not in this layout; `to_published`, `write_published` and
+`read_direction` are the only places that convert. Files are read as plain tensors (`weights_only`), never as pickled
+objects.
 Source: https://github.com/andyrdt/refusal_direction.
 """
 
@@ -26,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusal.artefacts import atomic_write, write_json
-from refusal.directions.candidates import Contrast, Direction, MeanDiffs
+from refusal.directions.candidates import Direction, MeanDiffs
 from refusal.errors import InputError
 from refusal.torch_files import tensor_file
 from refusal.untrusted import READ_ERRORS, first_line, json_file, shown
@@ -72,21 +73,6 @@ def to_published(mean_diffs: MeanDiffs) -> Float[Tensor, "pos layer d_model"]:
     return torch.cat([mean_diffs.embedding[:, None], mean_diffs.values[:, :-1]], dim=1)
 
 
-def from_published(published: Published) -> MeanDiffs:
-    """Return the candidates of a published folder as ours; what the last block adds is not known, and not in them.
-
-    Their contrast is the published one; how many prompts they rest on is not in the files, and given as 0.
-    """
-    values = published.mean_diffs.double()
-    positions = tuple(range(-len(values), 0))
-    return MeanDiffs(values[:, 1:], values[:, 0], positions, 0, 0, Contrast.DATASET_LABEL)
-
-
-def direction_of(published: Published) -> Direction:
-    """Return the direction of a published folder as ours."""
-    return Direction(published.direction.double(), published.pos, published.layer - 1, "harmful - harmless")
-
-
 def write_published(folder: Path, mean_diffs: MeanDiffs, position: int, layer: int) -> list[Path]:
     """Write the candidates and the selected one in the published layout; return the paths.
 
@@ -123,17 +109,15 @@ def read_published(folder: Path) -> Published:
     Raises:
         InputError: A file is missing, unreadable, of another shape, or the files do not fit together.
     """
-    if not folder.is_dir():
-        found = "is a file" if folder.exists() else "does not exist"
-        raise InputError(f"{folder}: {found}; give a folder with {MEAN_DIFFS}, {DIRECTION} and {METADATA}")
+    _require_folder(folder, f"{MEAN_DIFFS}, {DIRECTION} and {METADATA}")
     mean_diffs = _read_tensor(folder / MEAN_DIFFS, 3, "[n_positions, n_layers, d_model]")
+    direction, pos, layer = _read_selected(folder)
     n_positions, n_layers, d_model = mean_diffs.shape
     if n_positions > MOST_POSITIONS or n_layers > MOST_LAYERS:
         raise InputError(
             f"{folder / MEAN_DIFFS}: found {n_positions} positions and {n_layers} layers; allowed are at most "
             f"{MOST_POSITIONS} and {MOST_LAYERS}; get the file anew"
         )
-    direction, pos, layer = read_direction(folder)
     if not -n_positions <= pos or not layer < n_layers:
         raise InputError(
             f"{folder / METADATA}: pos {shown(pos)}, layer {shown(layer)}: {MEAN_DIFFS} has {n_positions} positions "
@@ -147,25 +131,38 @@ def read_published(folder: Path) -> Published:
     return Published(mean_diffs, direction, pos, layer)
 
 
-def read_direction(folder: Path) -> tuple[Float[Tensor, " d_model"], int, int]:
-    """Return the selected direction of a published folder, its position (negative) and its layer (0 or more).
+def read_direction(folder: Path) -> Direction:
+    """Return the direction of a folder that need not hold the other candidates, as ours.
 
     Raises:
-        InputError: A file is missing or unreadable, or what it holds is no direction.
+        InputError: A file is missing, unreadable or of another shape, or the place cannot be.
     """
+    _require_folder(folder, f"{DIRECTION} and {METADATA}")
+    direction, pos, layer = _read_selected(folder)
+    return Direction(direction, pos, layer - 1, "harmful - harmless")
+
+
+def _require_folder(folder: Path, files: str) -> None:
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"{folder}: {found}; give a folder with {files}")
+
+
+def _read_selected(folder: Path) -> tuple[Float[Tensor, " d_model"], int, int]:
+    """Return the selected direction, its position (negative) and its layer (0 or more) as published."""
     direction = _read_tensor(folder / DIRECTION, 1, "[d_model]")
     length = float(direction.norm())
     if not 0 < length < math.inf:
         raise InputError(
             f"{folder / DIRECTION}: its length is {length:g}; a direction has a length above 0 and below infinity; "
-            "make the file anew"
+            "get the file anew"
         )
     metadata = _read_json(folder / METADATA)
     pos, layer = (_index(metadata, key, folder / METADATA) for key in ("pos", "layer"))
     if pos >= 0 or layer < 0:
         raise InputError(
-            f"{folder / METADATA}: found pos {shown(pos)}, layer {shown(layer)}; allowed are pos below 0, counted from "
-            "the end of the prompt, and layer of at least 0"
+            f"{folder / METADATA}: pos {shown(pos)}, layer {shown(layer)}: pos counts from the end of the prompt and "
+            "is negative, layer is the number of a block"
         )
     return direction, pos, layer
 

@@ -1,76 +1,104 @@
-"""Read a refusal direction that was found elsewhere, in the published layout.
+"""Which refusal direction a model's patching takes: the configured one, or else that which the directions stage chose.
 
-A folder holds `direction.pt`, one vector of d_model numbers, and `direction_metadata.json` with `pos`, counted from the
-end, and `layer`: the direction is of the residual stream *before* block `layer`, that is after block `layer - 1`.
-Source: Arditi et al. 2406.11717, whose code writes these files.
+Where there is neither, the difference in means of the pairs serves, at whichever site it is asked for.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from jaxtyping import Float
-from torch import Tensor
-
+from refusal.artefacts import ResultPaths, sha256_file
+from refusal.config import Config
+from refusal.directions.candidates import Direction
 from refusal.directions.formats import DIRECTION, METADATA, read_direction
-from refusal.errors import InputError
+from refusal.directions.schemas import MADE_BY
+from refusal.errors import ArtefactError, InputError
 from refusal.models import ChatModel
 from refusal.sites import Site, SiteKind
 from refusal.untrusted import shown
-from refusal.usable_text import local_path
-
-FILES = (DIRECTION, METADATA)
 
 
 @dataclass(frozen=True)
-class GivenDirection:
-    """A direction with where it belongs."""
+class TakenDirection:
+    """A direction with where it comes from."""
 
-    direction: Float[Tensor, " d_model"]
-    position: int
-    layer: int
-    """Block before which it was read."""
+    direction: Direction
+    source: str
+    """The file, and the place that it was read at, in words."""
+    digest: str
+    """Checksum of its files."""
 
     @property
     def site(self) -> Site:
-        """The residual state it belongs to: before block 0 there is none, so that one goes after it."""
-        return Site(SiteKind.RESIDUALS, max(0, self.layer - 1))
+        """The residual state that it acts on: of the embeddings' directions the first."""
+        return Site(SiteKind.RESIDUALS, max(0, self.direction.layer))
 
 
-def given_direction(folder: str, model: ChatModel) -> GivenDirection:
-    """Return the direction of a folder.
-
-    Raises:
-        InputError: A file is missing, is not of this form, or does not fit the model.
-    """
-    root = local_path(folder)
-    direction, position, layer = read_given(folder)
-    if len(direction) != model.d_model:
-        raise InputError(
-            f"patching.direction: {root / DIRECTION}: found {len(direction)} numbers; {model.name} needs "
-            f"{model.d_model}; use a direction of this model"
-        )
-    if not layer < model.n_layers:
-        raise InputError(
-            f"patching.direction: {root / METADATA}: layer is {shown(layer)}; {model.name} has layers 0 to "
-            f"{model.n_layers - 1}; use a direction of this model"
-        )
-    return GivenDirection(direction.double(), position, layer)
+def direction_files(config: Config, model: str, paths: ResultPaths) -> tuple[Path, ...]:
+    """Return the files of the direction that a model's patching takes; none where it takes the difference in means."""
+    configured = config.patching.direction
+    folder = paths.directions(model) if configured is None else Path(configured).expanduser()
+    files = folder / DIRECTION, folder / METADATA
+    return files if all(path.is_file() for path in files) else ()
 
 
-def read_given(folder: str) -> tuple[Float[Tensor, " d_model"], int, int]:
-    """Return direction, position and layer of a folder, whatever the model.
+def check_direction(config: Config) -> None:
+    """Raise if the configured direction cannot be read.
 
     Raises:
-        InputError: A file is missing, or is not of this form.
+        InputError: Names the key, the file and what is wrong with it.
     """
-    root = local_path(folder)
-    missing = [name for name in FILES if not (root / name).exists()]
-    if missing:
-        raise InputError(
-            f"patching.direction: {root}: no {' and no '.join(missing)}; allowed is a folder with {' and '.join(FILES)}"
-        )
+    if config.patching.direction is not None:
+        _configured(config.patching.direction)
+
+
+def taken_direction(config: Config, model: ChatModel, paths: ResultPaths) -> TakenDirection | None:
+    """Return the direction that a model's patching takes; None: the difference in means.
+
+    Raises:
+        InputError: The configured direction cannot be read, or does not fit the model.
+        ArtefactError: The same of the one that the directions stage chose.
+    """
+    configured = config.patching.direction
+    files = direction_files(config, model.name, paths)
+    if configured is None and not files:
+        return None
+    if configured is not None:
+        direction, folder = _configured(configured, model), Path(configured)
+    else:
+        direction, folder = _chosen(files[0].parent, model), files[0].parent.relative_to(paths.root)
+    place = f"position {direction.position}, layer {direction.layer + 1} as published"
+    digest = " ".join(sha256_file(path) for path in files)
+    return TakenDirection(direction, f"{(folder / DIRECTION).as_posix()} ({place})", digest)
+
+
+def _configured(folder: str, model: ChatModel | None = None) -> Direction:
     try:
-        return read_direction(root)
+        return _read(Path(folder).expanduser(), model)
     except InputError as error:
         raise InputError(f"patching.direction: {error}") from error
+
+
+def _chosen(folder: Path, model: ChatModel) -> Direction:
+    try:
+        return _read(folder, model)
+    except InputError as error:
+        raise ArtefactError(f"{error}; make it anew with: {MADE_BY} --force directions") from error
+
+
+def _read(folder: Path, model: ChatModel | None) -> Direction:
+    direction = read_direction(folder)
+    if model is None:
+        return direction
+    if len(direction.raw) != model.d_model:
+        raise InputError(
+            f"{folder / DIRECTION}: found {len(direction.raw)} numbers; {model.name} has d_model {model.d_model}; use "
+            "a direction of this model"
+        )
+    if direction.layer + 1 >= model.n_layers:
+        raise InputError(
+            f"{folder / METADATA}: layer is {shown(direction.layer + 1)}; {model.name} has layers 0 to "
+            f"{model.n_layers - 1}; use a direction of this model"
+        )
+    return direction
