@@ -65,6 +65,7 @@ def compare_categories(config: Config, model_name: str, paths: ResultPaths) -> N
         problem = narrate.no_mechanism(study)
         if problem is None:
             fields |= _decided(study, quality) | _structure(study, file)
+            fields["notices"] += narrate.cautions(model_name, study.most_shared().site)
     if problem is not None:
         fields |= {"verdict": str(Verdict.UNDETERMINED), "reason": problem}
     comparison = Comparison.build(model=model_name, **fields)
@@ -173,7 +174,7 @@ def _depth_point(study: Study, profile: Profile, sizes: tuple[float, ...]) -> De
         own_ci=percentile_interval(profile.draws.necessity.mean(1)),
         cross=float(profile.point.cross.mean()),
         transfer=profile.mean_transfer if measurable else None,
-        transfer_ci=percentile_interval(profile.draws.mean_transfer(profile.holds)) if measurable else (None, None),
+        transfer_ci=percentile_interval(profile.mean_of(profile.draws)) if measurable else (None, None),
         random=float(profile.point.random.mean()),
         direct=study.direct_share.get(profile.site),
         separation_auc=study.auc[profile.site],
@@ -210,6 +211,8 @@ def _decided(study: Study, quality: tuple[SiteQuality, ...]) -> dict[str, Any]:
             else narrate.shared_in_groups(groups, together, stability, average.value, interval)
         )
         verdict_now = joined
+    if not verdict.can_carry(verdict_now, decisive.site, study.inner_writing):
+        verdict_now, reason = Verdict.UNDETERMINED, narrate.block_unseen(average.value, interval, decisive.site)
     point, draws = decisive.point.transfer[0], decisive.draws.transfer
     support = _support(study.evidence)
     for index, name in enumerate(study.names):

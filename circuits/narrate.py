@@ -131,6 +131,26 @@ def shared_in_groups(groups: Groups, together: float, stability: float, average:
     )
 
 
+def block_unseen(average: float, interval: Interval, site: Site) -> str:
+    """Return the sentence for circuits that are apart at a residual site, where no neurons carry decisions."""
+    return (
+        f"The categories' circuits are apart at {site} (mean transfer {estimate(average, interval)}), but may meet in "
+        "a later block, before the last, that writes the decision: its MLP neurons could not be looked at or carry no "
+        "decisions, and "
+        "before such a block detectors that share a mechanism and detectors that do not look the same."
+    )
+
+
+def cautions(model: str, site: Site) -> tuple[str, ...]:
+    """Return what a reader should know of the site that decides; nothing where neurons do."""
+    if site.kind is SiteKind.NEURONS:
+        return ()
+    return (
+        f"{model}: the answer rests on {site}, as no neurons of a block before the last that writes the decision "
+        "qualified; there evidence and decisions lie side by side, and sharing the one can pass for sharing the other",
+    )
+
+
 def saes_unfit(unfit: Sequence[SiteQuality]) -> str:
     """Return the sentence for a verdict that would rest on SAEs which cannot carry a circuit."""
     sites = " and ".join(quality.site for quality in unfit)

@@ -62,7 +62,11 @@ class Profile:
     @property
     def mean_transfer(self) -> float:
         """Mean off-diagonal transfer onto the categories whose necessity holds."""
-        return float(self.point.mean_transfer(self.holds)[0])
+        return float(self.mean_of(self.point)[0])
+
+    def mean_of(self, measured: SiteTransfer) -> Float[np.ndarray, " draw"]:
+        """Return that mean for other weights of the same prompts: a fold, an SAE seed, or the bootstrap."""
+        return measured.mean_transfer(self.holds, self.point.transfer[0] < 0)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class Study:
         self.commit = verdict.commit_site(direct.mean_shares())
         self.writing = verdict.writing_blocks(direct.mean_shares())
         self.last_layer = max(site.layer for site in direct.sites)
+        self.inner_writing = [layer for layer in self.writing if layer < self.last_layer]
         self.auc = {each.site: self._auc(each.site, seed) for each in effects}
         self.onset = verdict.onset_site(list(self.auc.items()))
         generator = np.random.default_rng([seed, 1])
@@ -168,7 +173,7 @@ class Study:
         def shared(profile: Profile) -> float:
             """Return the rank of a site."""
             measured = profile.point if fold is None else profile.folds[fold]
-            return unmeasured_last(float(measured.mean_transfer(profile.holds)[0]))
+            return unmeasured_last(float(profile.mean_of(measured)[0]))
 
         return max(self.deciding, key=shared)
 
@@ -182,9 +187,9 @@ class Study:
         values, centres, draws = [], [], []
         for half in (0, 1):
             profile = self.most_shared(half)
-            values.append(profile.folds[1 - half].mean_transfer(profile.holds)[0])
+            values.append(profile.mean_of(profile.folds[1 - half])[0])
             centres.append(profile.mean_transfer)
-            draws.append(profile.draws.mean_transfer(profile.holds))
+            draws.append(profile.mean_of(profile.draws))
         # The draws resample all prompts; they are moved to the cross-fitted value, which chose no site on its own data.
         value = float(np.mean(values))
         return Average(value, np.mean(draws, axis=0) + value - float(np.mean(centres)))
@@ -212,7 +217,7 @@ class Study:
         means = {}
         for profile in self.deciding:
             alone = site_transfer(profile.effects, self.gap, self.refused, _seeds_of(profile.effects, weights))
-            means[profile.site] = float(alone.mean_transfer(profile.holds)[0])
+            means[profile.site] = float(profile.mean_of(alone)[0])
         best = max(means, key=lambda site: unmeasured_last(means[site]))
         kind = verdict.classify(
             means[best], self.analysis.monolithic_threshold, self.analysis.partially_modular_threshold

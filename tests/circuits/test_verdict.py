@@ -44,6 +44,8 @@ def test_mean_transfer_counts_what_strengthens_another_refusal_as_nothing_shared
     result = site_transfer(SiteEffects(SITE, effect, RANDOM, INDUCED), GAP, PROMPTS, plain_weights(PROMPTS, 1))
     assert result.transfer[0][0, 1] == pytest.approx(-3 / 8)
     assert result.mean_transfer(np.array([True, True]))[0] == pytest.approx(0.1 / 2)
+    negative = np.array([[False, False], [True, False]])  # of the data as they are, say: B on A
+    assert result.mean_transfer(np.array([True, True]), negative)[0] == pytest.approx(-3 / 8 / 2)
 
 
 def test_mean_transfer_when_a_category_is_not_usable_leaves_its_column_out():
