@@ -16,12 +16,12 @@ from refusal.directions.inputs import outside_files
 from refusal.models import resolve
 from refusal.processes import WHOLE, Part, Team
 from refusal.prompts import local_files
-from refusal.run_lock import result_folder
 from refusal.shards import note
 from refusal.stages import Pipeline, Unit
+from refusal.stages.run_lock import result_folder
 
 if TYPE_CHECKING:
-    from refusal.inference import Inference
+    from refusal.inference.stage import Inference
 from circuits.units import (
     BESIDE,
     CIRCUIT_KEYS,
@@ -137,7 +137,7 @@ class RefusalCircuitAnalyzer:
         return paths
 
     def _infer(self, config: Config, model: str, paths: ResultPaths) -> None:
-        from refusal.inference import merge_shards
+        from refusal.inference.stage import merge_shards
 
         if self.is_merge:
             merge_shards(config, model, paths)
@@ -148,7 +148,7 @@ class RefusalCircuitAnalyzer:
         captured.finish()
 
     def _capture_part(self, model: str, part: Part) -> None:
-        from refusal.inference import Inference
+        from refusal.inference.stage import Inference
 
         inference = Inference(self.config, model, ResultPaths(self.config.result_dir))
         inference.capture(part.within(self.shard))

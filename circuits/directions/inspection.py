@@ -15,8 +15,8 @@ from circuits.plots.inspection import inspection_figure
 from circuits.plots.style import save_figure
 from refusal.cli import as_table
 from refusal.directions.inspection import Inspection, inspect
-from refusal.file_names import unsafe_name
-from refusal.run_lock import writable_folder
+from refusal.stages.run_lock import writable_folder
+from refusal.untrusted.names import unsafe_name
 
 DEFAULT_RESULTS = Path("results")
 

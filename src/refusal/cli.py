@@ -22,8 +22,8 @@ from typing import TextIO
 from refusal.config import Config, Stage, load
 from refusal.errors import InputError, RefusalError
 from refusal.resources import is_out_of_memory
-from refusal.untrusted import first_line, shown
-from refusal.usable_text import local_path
+from refusal.untrusted.files import first_line, shown
+from refusal.untrusted.text import local_path
 
 log = logging.getLogger(__name__)
 

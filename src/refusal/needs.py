@@ -14,7 +14,7 @@ from refusal.artefacts import ResultPaths
 from refusal.config import Config, Stage
 from refusal.directions.inputs import check_files
 from refusal.errors import InputError
-from refusal.inference import SHARD_BYTES, SHARD_PROMPTS
+from refusal.inference.stage import SHARD_BYTES, SHARD_PROMPTS
 from refusal.known_sizes import known_size
 from refusal.model_files import ModelSize
 from refusal.models import resolve, resolve_device, resolve_dtype

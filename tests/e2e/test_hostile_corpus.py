@@ -16,9 +16,9 @@ from tiny_models import make_judge
 
 import run_analysis
 from circuits.job import inference_main, main
-from refusal import behaviour_plots
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, plain
+from refusal.evaluation import plots as behaviour_plots
 
 MODEL = "planted/monolithic"
 

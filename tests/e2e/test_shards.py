@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from circuits.job import inference_main, main
-from refusal import inference
-from refusal.answer_prefix import note_prefix
 from refusal.artefacts import ResultPaths
 from refusal.capture import capture
+from refusal.inference import stage as inference
+from refusal.inference.answer_prefix import note_prefix
 from refusal.schemas import RefusalLabels
 
 MODEL = "planted/partial"

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from refusal.config.types import AutoInt, Int, Number, Section, Text
-from refusal.usable_text import local_path
+from refusal.untrusted.text import local_path
 
 Share = Annotated[Number, Field(gt=0, lt=1)]
 ContrastName = Text | tuple[Text, Text]

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from refusal.yaml_file import Finding, Location
+from refusal.untrusted.yaml_file import Finding, Location
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 100

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from refusal.config.types import Int, Number, Section, Text, listed_once
-from refusal.usable_text import local_path
+from refusal.untrusted.text import local_path
 
 SOURCES = ("data", "embedded")
 """Words for contrast pairs that are no file."""

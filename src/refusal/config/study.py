@@ -2,9 +2,9 @@
 
 Keys of the top level are here, those of a section in `sections`, `directions` and `patching`.
 
-`load` reads the file once (`refusal.yaml_file`), checks it whole and raises one error with all findings, each with
-file, line, key, what was found, what is allowed and the nearest valid name (`refusal.config.messages`). Nothing else in
-the project reads YAML or holds a default.
+`load` reads the file once (`refusal.untrusted.yaml_file`), checks it whole and raises one error with all findings, each
+with file, line, key, what was found, what is allowed and the nearest valid name (`refusal.config.messages`). Nothing
+else in the project reads YAML or holds a default.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from refusal.config.sections import (
 )
 from refusal.config.types import AutoInt, Int, Prose, Section, Seed, Text, listed_once
 from refusal.errors import InputError
-from refusal.usable_text import check_told_apart, local_path
-from refusal.yaml_file import Location, read_value, read_yaml
+from refusal.untrusted.text import check_told_apart, local_path
+from refusal.untrusted.yaml_file import Location, read_value, read_yaml
 
 
 class Stage(StrEnum):

@@ -26,7 +26,7 @@ from jaxtyping import Bool
 
 from refusal.directions.contrast_files import SHOWN, ContrastRecord, raise_findings, read_records
 from refusal.errors import InputError
-from refusal.untrusted import shown
+from refusal.untrusted.files import shown
 
 EMBEDDED = ("harmful_harmless", "negative_neutral")
 """The sets that ship with the package; mild and general sentences."""

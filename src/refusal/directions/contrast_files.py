@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from refusal.errors import InputError
-from refusal.text_files import read_text
-from refusal.untrusted import json_text, shown
+from refusal.untrusted.files import json_text, shown
+from refusal.untrusted.text_files import read_text
 
 TEXT_KEYS = ("text", "prompt", "instruction", "sentence", "statement")
 """What the text may be called."""

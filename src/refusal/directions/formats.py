@@ -29,8 +29,8 @@ from torch import Tensor
 from refusal.artefacts import atomic_write, write_json
 from refusal.directions.candidates import Direction, MeanDiffs
 from refusal.errors import InputError
-from refusal.torch_files import tensor_file
-from refusal.untrusted import READ_ERRORS, first_line, json_file, shown
+from refusal.untrusted.files import READ_ERRORS, first_line, json_file, shown
+from refusal.untrusted.torch_files import tensor_file
 
 MEAN_DIFFS, DIRECTION, METADATA = "mean_diffs.pt", "direction.pt", "direction_metadata.json"
 EVALUATIONS = "direction_evaluations.json"

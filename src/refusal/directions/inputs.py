@@ -12,7 +12,7 @@ from refusal.config import Config
 from refusal.config.directions import ContrastName
 from refusal.directions.contrast import EMBEDDED, ContrastSet, embedded_contrast, read_contrast, read_contrast_files
 from refusal.directions.text import read_paragraphs
-from refusal.usable_text import local_path
+from refusal.untrusted.text import local_path
 
 
 def contrast_sets(names: Sequence[ContrastName]) -> tuple[ContrastSet, ...]:

@@ -13,7 +13,7 @@ from refusal.directions.formats import EVALUATIONS, MEAN_DIFFS, Published, read_
 from refusal.directions.schemas import Candidate, Filters
 from refusal.directions.selection import choose
 from refusal.errors import InputError
-from refusal.untrusted import shown
+from refusal.untrusted.files import shown
 
 PUBLISHED_FILTERS = Filters(max_depth=0.8, max_kl=0.1, min_induce=0.0)
 NEGLIGIBLE = 1e-9

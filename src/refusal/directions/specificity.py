@@ -33,7 +33,7 @@ from refusal.measures import measure, or_none
 from refusal.models import ChatModel
 from refusal.schemas import Measure
 from refusal.stats import permutation_p
-from refusal.untrusted import shown
+from refusal.untrusted.files import shown
 
 Acts = Float[np.ndarray, "prompt d_model"]
 

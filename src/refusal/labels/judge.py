@@ -27,13 +27,13 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from refusal import loading
 from refusal.batches import Batcher, Budget
-from refusal.chat import ChatFrame
 from refusal.config import LabelsConfig
 from refusal.errors import InputError
 from refusal.labels.behaviour import Behaviour, Judgement
 from refusal.labels.verdicts import add_verdicts, read_verdicts
 from refusal.model_files import check_parts, decisive_files
-from refusal.untrusted import first_line
+from refusal.models.chat import ChatFrame
+from refusal.untrusted.files import first_line
 
 log = logging.getLogger(__name__)
 

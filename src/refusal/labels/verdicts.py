@@ -13,7 +13,7 @@ from pathlib import Path
 
 from refusal.artefacts import without_following
 from refusal.labels.behaviour import Behaviour, Judgement
-from refusal.untrusted import json_text
+from refusal.untrusted.files import json_text
 
 
 @dataclass(frozen=True)

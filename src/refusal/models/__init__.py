@@ -5,6 +5,10 @@
 | `families` | the table of architectures: where each keeps its blocks and what is in them |
 | `sited` | `SitedModel`: the sites of a model, their modules, widths and hooks |
 | `chat_model` | `ChatModel`: loaded by name, prompts in its chat frame, forward passes |
+| `chat` | the chat frame: template, control tokens, BOS |
+| `checks` | what is tried of a model when it loads |
+
+How weights and tokenizer are found is in `refusal.loading`, how large a model is in `refusal.model_files`.
 """
 
 from refusal.loading import resolve, resolve_device, resolve_dtype

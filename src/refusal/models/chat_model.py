@@ -1,7 +1,7 @@
 """A chat model as everything else uses it: loaded by name, prompts as tokens in its chat frame, forward passes.
 
-Every model is checked when it loads (`refusal.model_checks`). How weights and tokenizer are found is in
-`refusal.loading`, how a prompt is framed in `refusal.chat`.
+Every model is checked when it loads (`refusal.models.checks`). How weights and tokenizer are found is in
+`refusal.loading`, how a prompt is framed in `refusal.models.chat`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from refusal import loading, model_checks
-from refusal.chat import ChatFrame
+from refusal import loading
 from refusal.errors import InputError, RefusalError
 from refusal.loading import DeviceMap
+from refusal.models import checks as model_checks
+from refusal.models.chat import ChatFrame
 from refusal.models.sited import SitedModel
 from refusal.resources import is_out_of_memory
-from refusal.untrusted import first_line
+from refusal.untrusted.files import first_line
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +172,7 @@ class ChatModel(SitedModel):
     # Checks ----------------------------------------------------------------------------------------------------------
 
     def check_sites(self) -> None:
-        """Raise if a site is not what it should be (`refusal.model_checks`).
+        """Raise if a site is not what it should be (`refusal.models.checks`).
 
         Raises:
             InputError: A site has another shape than it should, or editing it leaves the logits as they are.

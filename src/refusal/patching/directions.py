@@ -16,7 +16,7 @@ from refusal.directions.schemas import MADE_BY
 from refusal.errors import ArtefactError, InputError
 from refusal.models import ChatModel
 from refusal.sites import Site, SiteKind
-from refusal.untrusted import shown
+from refusal.untrusted.files import shown
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from typing import Any
 
 from refusal.errors import InputError
 from refusal.patching.pairs import ContrastPair, PairSet, Unusable
-from refusal.text_files import read_text
-from refusal.untrusted import json_text, shown
+from refusal.untrusted.files import json_text, shown
+from refusal.untrusted.text_files import read_text
 
 SIDES = ("clean", "corrupted")
 NAMES = ("id", "category")

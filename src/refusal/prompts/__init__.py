@@ -8,6 +8,8 @@ more. Source: OR-Bench, Cui et al. arXiv 2405.20947.
 | `records` | prompts, their sources, categories and ids |
 | `reading` | `load_prompts`: from files to a pool, with what was odd in them |
 | `drawing` | `draw`: from a pool to the prompts of a run |
+| `files` | CSV files and hub data sets as rows |
+| `embedded` | where the prompts and models that ship with the package lie |
 """
 
 from refusal.prompts.drawing import draw

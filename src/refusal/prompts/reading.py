@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from refusal.errors import InputError
-from refusal.prompt_files import Row, dataset_folder, read_csv, read_hub
+from refusal.prompts.files import Row, dataset_folder, read_csv, read_hub
 from refusal.prompts.records import Prompt, PromptPool, PromptSource, normalise_category, prompt_id
 
 _SOURCES = {

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from refusal.artefacts import read_json
 from refusal.errors import ArtefactError, InputError
-from refusal.torch_files import LEAST_BYTES, plain_tensor, read_torch
-from refusal.untrusted import MOST_INFLATION, READ_ERRORS, check_archive, first_line, safetensors_header
+from refusal.untrusted.files import MOST_INFLATION, READ_ERRORS, check_archive, first_line, safetensors_header
+from refusal.untrusted.torch_files import LEAST_BYTES, plain_tensor, read_torch
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Those in which an SAE can compute."""

@@ -15,6 +15,8 @@ where its stage is asked for, and else told. The largest, positions of all promp
 | `pipeline` | `Pipeline`: what is up to date, what runs, the records and the manifest |
 | `changes` | what changed since a record was written, in words |
 | `surroundings` | versions and warnings, as records note them |
+| `signatures` | what tells a file from a changed one |
+| `run_lock` | the result folder: one run at a time, room on the disk, no links out of it |
 """
 
 from refusal.stages.pipeline import Pipeline

@@ -16,8 +16,8 @@ from refusal.errors import ArtefactError, InputError
 from refusal.labels import VERSION
 from refusal.model_files import decisive_files
 from refusal.resources import peak_cuda_bytes, peak_memory_bytes, start_measuring_memory
-from refusal.signatures import digests, is_intact, seems_intact, signature_of
 from refusal.stages.changes import comparable, difference
+from refusal.stages.signatures import digests, is_intact, seems_intact, signature_of
 from refusal.stages.surroundings import collected_warnings, versions
 from refusal.stages.units import State, Unit, all_needs, command_of, with_dependents
 

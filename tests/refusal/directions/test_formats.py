@@ -122,7 +122,10 @@ def test_a_bad_folder_is_told_by_file_and_reason(tmp_path, spoil, said):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda folder: torch.save(torch.zeros(6), folder / "direction.pt"), "its length is 0; a direction has a length above 0"),
+        (
+            lambda folder: torch.save(torch.zeros(6), folder / "direction.pt"),
+            "its length is 0; a direction has a length above 0",
+        ),
         (lambda folder: (folder / "direction_metadata.json").write_text('{"pos": 1, "layer": 2}'), "pos counts from"),
         (lambda folder: (folder / "direction_metadata.json").unlink(), "direction_metadata.json: not found"),
     ],

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from known_features import D_MODEL, make_rows
 
-from refusal import inference
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, load
 from refusal.errors import ArtefactError, InputError
-from refusal.inference import run_inference
+from refusal.inference import stage as inference
+from refusal.inference.stage import run_inference
 from refusal.positions import MappedRows
 from refusal.sae import all_positions, normalise, rows
 from refusal.sae.all_positions import READOUT_SHARE, PromptRows, split_positions

@@ -15,7 +15,7 @@ PREFIX = "planted/"
 
 
 def _shipped(folder: str) -> Path:
-    return Path(__file__).parent / "planted" / folder
+    return Path(__file__).parents[1] / "planted" / folder
 
 
 def model_names() -> tuple[str, ...]:

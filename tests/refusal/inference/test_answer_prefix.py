@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import WORDS, make_model
 
-from refusal import answer_prefix
+from refusal.inference import answer_prefix
 from refusal.prompts import DatasetLabel, Prompt, PromptSource
 
 ANSWERS = {True: "i cannot help with that", False: "sure here is one"}

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from refusal.background import OneInFlight
+from refusal.inference.background import OneInFlight
 
 
 def test_calls_run_in_order_on_one_other_thread_and_are_done_at_the_end():

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from pydantic import Field
 
-from refusal.agreement import DetectorComparison
+from refusal.evaluation.agreement import DetectorComparison
 from refusal.labels import Behaviour
 from refusal.measures import LEVEL, f1_estimate, rate, share
 from refusal.prompts import DatasetLabel, PromptSource, order_categories

@@ -19,13 +19,13 @@ from pydantic import Field
 
 from refusal.artefacts import atomic_write
 from refusal.errors import InputError
-from refusal.label_files import HumanLabel
+from refusal.evaluation.label_files import HumanLabel
 from refusal.labels import DETECTORS, Behaviour
 from refusal.labels.first_token import FIRST_TOKEN, judge_by_first_token
 from refusal.measures import f1_estimate, kappa_estimate, rate
 from refusal.record import Record
 from refusal.schemas import Measure, ModelOutput, ModelOutputs, PromptLabel, Rate, RefusalLabels
-from refusal.spreadsheet import plain_cell
+from refusal.untrusted.spreadsheet import plain_cell
 
 STORED = "labels of the run"
 """What the result folder holds, by whichever detector or judge the configuration named."""
@@ -186,7 +186,7 @@ def write_disagreements(path: Path, all_judged: Sequence[Judged]) -> int:
     """Write a CSV for a person to look at, a row per response on which detectors disagree, and return how many.
 
     Columns: model, id, category, source, prompt, response, person, one per detector, confidence. Cells that a
-    spreadsheet would take for a formula begin with an apostrophe (`refusal.spreadsheet`).
+    spreadsheet would take for a formula begin with an apostrophe (`refusal.untrusted.spreadsheet`).
     """
     names = list(dict.fromkeys(name for judged in all_judged for name in judged.behaviours))
     n_rows = 0

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from refusal.artefacts import ResultPaths
 from refusal.config import Config
-from refusal.evaluation import evaluate
+from refusal.evaluation.rates import evaluate
 from refusal.labels import Judgement
 from refusal.labels.first_token import FIRST_TOKEN, judge_by_first_token
 from refusal.labels.telling import tell

@@ -26,16 +26,16 @@ from refusal.artefacts import ResultPaths, atomic_write, read_sealed, write_seal
 from refusal.cli import printable
 from refusal.config import Config, load
 from refusal.errors import ArtefactError, InputError
-from refusal.file_names import LONGEST_CATEGORY, LONGEST_NAME, safe_category, safe_name, unsafe_name
-from refusal.label_files import read_labels
+from refusal.evaluation.label_files import read_labels
 from refusal.models import ChatModel
 from refusal.prompts import normalise_category
-from refusal.run_lock import result_folder
 from refusal.sae.weight_files import read_tensors
-from refusal.spreadsheet import cell_text, plain_cell
-from refusal.untrusted import check_archive, json_file, safetensors_header
+from refusal.stages.run_lock import result_folder
+from refusal.untrusted.files import check_archive, json_file, safetensors_header
+from refusal.untrusted.names import LONGEST_CATEGORY, LONGEST_NAME, safe_category, safe_name, unsafe_name
+from refusal.untrusted.spreadsheet import cell_text, plain_cell
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SOURCES = [
     *(path for folder in ("src", "circuits", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))),
     *sorted(ROOT.glob("*.py")),
@@ -334,7 +334,7 @@ def test_a_filled_in_table_of_disagreements_is_read_back(tmp_path):
 def test_every_csv_goes_through_the_cells_or_is_the_shipped_data():
     writers = {str(path) for path, _, name in calls() if name in ("csv.writer", "csv.DictWriter") or "to_csv" in name}
     of_our_own_making = {"benchmarks/calibration/runs.py", "benchmarks/memory.py"}
-    names = ("agreement", "directions/projections", "directions/writing", "patching/tables")
+    names = ("evaluation/agreement", "directions/projections", "directions/writing", "patching/tables")
     by_cells = {f"src/refusal/{name}.py" for name in names}
     assert writers - of_our_own_making == {*by_cells, "src/refusal/planted/data.py"}
     shipped = [

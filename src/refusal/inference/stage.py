@@ -5,7 +5,7 @@
 2. capture them shard by shard, sorted by length, in batches of similar length; a shard is written while the next is
    computed, and a killed run goes on at the first that is not complete; with SAEs that train on all positions, the same
    pass keeps the positions before the readout position too;
-3. write the index; judge the responses, learn the openers, write labels, outputs and rates (`refusal.behaviour`).
+3. write the index; judge the responses, learn the openers, write labels, outputs and rates (`behaviour`).
 
 Shards do not depend on each other: several processes, or machines, may each capture a part of them (step 2), one of
 them, or a later one, does the rest (step 3).
@@ -22,15 +22,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from refusal.answer_prefix import MAX_PREFIX, note_prefix, shared_answer_prefix
 from refusal.artefacts import ResultPaths
-from refusal.background import OneInFlight
 from refusal.batch_memory import budget_for
 from refusal.batches import Batcher, TokenCount
-from refusal.behaviour import write_behaviour
 from refusal.capture import Capture, capture, check_finite
 from refusal.config import Config, how_to_load
 from refusal.errors import ArtefactError, InputError
+from refusal.inference.answer_prefix import MAX_PREFIX, note_prefix, shared_answer_prefix
+from refusal.inference.background import OneInFlight
+from refusal.inference.behaviour import write_behaviour
 from refusal.kept import plan_of
 from refusal.models import ChatModel
 from refusal.positions import READOUT_ONLY, Keep, Positions, count_rows, first_own_position

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from refusal.file_names import safe_name
+from refusal.untrusted.names import safe_name
 
 LONGEST_PATH, LONGEST_PART = 3000, 255
 """Bytes of a path, and of a name in it, at most: what file systems allow, with room for what is put behind it."""

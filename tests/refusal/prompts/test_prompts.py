@@ -7,7 +7,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from refusal.errors import InputError
-from refusal.prompt_files import read_csv
 from refusal.prompts import (
     CATEGORIES,
     DatasetLabel,
@@ -19,6 +18,7 @@ from refusal.prompts import (
     normalise_category,
     prompt_id,
 )
+from refusal.prompts.files import read_csv
 
 SAFE, TOXIC = DatasetLabel.SAFE, DatasetLabel.TOXIC
 ROWS = {

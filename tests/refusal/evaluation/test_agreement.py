@@ -5,9 +5,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from refusal.agreement import compare, disagreements, judge_all, refusal_f1, write_disagreements
 from refusal.errors import InputError
-from refusal.label_files import HumanLabel, read_labels
+from refusal.evaluation.agreement import compare, disagreements, judge_all, refusal_f1, write_disagreements
+from refusal.evaluation.label_files import HumanLabel, read_labels
 from refusal.labels import DETECTORS, Behaviour
 from refusal.measures import kappa_estimate
 from refusal.schemas import ModelOutput, ModelOutputs, Openers, PromptLabel, RefusalLabels

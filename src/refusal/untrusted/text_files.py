@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from refusal.errors import InputError
-from refusal.untrusted import file_bytes
+from refusal.untrusted.files import file_bytes
 
 
 def read_text(path: Path, most: int, key: str = "", allowed: str = "a readable text file") -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from refusal.agreement import DetectorComparison
 from refusal.cli import as_table
-from refusal.evaluation import AnalysisResults, CategoryAnalysis, ModelAnalysis
+from refusal.evaluation.agreement import DetectorComparison
+from refusal.evaluation.rates import AnalysisResults, CategoryAnalysis, ModelAnalysis
 from refusal.labels import Behaviour
 from refusal.schemas import Measure, Rate
 

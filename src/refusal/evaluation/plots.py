@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from refusal.artefacts import atomic_write
-from refusal.evaluation import AnalysisResults, CategoryAnalysis
+from refusal.evaluation.rates import AnalysisResults, CategoryAnalysis
 from refusal.figures import any_script
 from refusal.schemas import Rate
 

@@ -18,14 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal import run_lock, signatures
 from refusal.artefacts import ResultPaths, atomic_write, this_host, write_sealed
 from refusal.config import Config, Stage
 from refusal.errors import ArtefactError, InputError
 from refusal.processes import Part
-from refusal.run_lock import result_folder
-from refusal.signatures import file_digest
-from refusal.stages import Pipeline, Unit, collected_warnings, pipeline
+from refusal.stages import Pipeline, Unit, collected_warnings, pipeline, run_lock, signatures
+from refusal.stages.run_lock import result_folder
+from refusal.stages.signatures import file_digest
 
 
 class Job:
@@ -384,7 +383,7 @@ def test_of_runs_that_find_a_dead_lock_only_one_gets_it(root):
     (root / ".lock").write_text(f"{socket.gethostname()} {dead_process()}")
     code = (
         "import sys; from pathlib import Path; from refusal.errors import InputError\n"
-        "from refusal.run_lock import result_folder\n"
+        "from refusal.stages.run_lock import result_folder\n"
         "try:\n"
         f"    with result_folder(Path({str(root)!r})): print('got it', flush=True); sys.stdin.read()\n"
         "except InputError: print('refused', flush=True)\n"

@@ -1,8 +1,8 @@
 import pytest
 from matplotlib.text import Text
 
-from refusal import behaviour_plots
-from refusal.evaluation import analyse_all
+from refusal.evaluation import plots as behaviour_plots
+from refusal.evaluation.rates import analyse_all
 from refusal.schemas import Openers, PromptLabel, RefusalLabels
 
 NAMES = ["planted/a", "meta-llama/A-very-long-name-that-does-not-fit", "$x_1$"]

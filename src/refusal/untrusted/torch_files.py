@@ -15,7 +15,7 @@ from zipfile import is_zipfile
 import torch
 from torch import Tensor
 
-from refusal.untrusted import MOST_INFLATION, check_archive, regular_size
+from refusal.untrusted.files import MOST_INFLATION, check_archive, regular_size
 
 MOST_BYTES = 1 << 40
 """Of a file."""
@@ -28,7 +28,7 @@ def read_torch(path: Path) -> Any:
 
     Raises:
         UnpicklingError: It holds more than tensors, or is of torch before 1.6, whose files are no archives.
-        Exception: Any other of `refusal.untrusted.READ_ERRORS`.
+        Exception: Any other of `refusal.untrusted.files.READ_ERRORS`.
     """
     regular_size(path, MOST_BYTES)
     if not is_zipfile(path):
@@ -64,6 +64,6 @@ def tensor_file(path: Path) -> Tensor:
     """Return the one tensor of a file.
 
     Raises:
-        Exception: One of `refusal.untrusted.READ_ERRORS`; it is no such file.
+        Exception: One of `refusal.untrusted.files.READ_ERRORS`; it is no such file.
     """
     return plain_tensor(read_torch(path), path.stat().st_size)

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal.evaluation import AnalysisResults, analyse, analyse_all, evaluate
-from refusal.evaluation_text import as_text
+from refusal.evaluation.rates import AnalysisResults, analyse, analyse_all, evaluate
+from refusal.evaluation.text import as_text
 from refusal.labels import Behaviour
 from refusal.measures import f1_estimate
 from refusal.schemas import EvaluationResults, Openers, PromptLabel, RefusalLabels

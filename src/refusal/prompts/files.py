@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from refusal import embedded
 from refusal.errors import InputError
-from refusal.text_files import read_text
+from refusal.prompts import embedded
+from refusal.untrusted.text_files import read_text
 
 EMBEDDED = "embedded"
 """The `dataset_dir` that means the prompts that ship with the package."""

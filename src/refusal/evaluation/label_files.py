@@ -19,9 +19,9 @@ from typing import Any
 
 from refusal.errors import InputError
 from refusal.labels import Behaviour
-from refusal.spreadsheet import cell_text
-from refusal.text_files import read_text
-from refusal.untrusted import json_text
+from refusal.untrusted.files import json_text
+from refusal.untrusted.spreadsheet import cell_text
+from refusal.untrusted.text_files import read_text
 
 SYNONYMS: dict[str, Behaviour] = {
     **{str(behaviour): behaviour for behaviour in Behaviour},

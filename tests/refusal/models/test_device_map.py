@@ -7,11 +7,12 @@ import torch
 from tiny_models import FAMILIES, PROMPTS, make_model
 
 from circuits.job import inference_main
-from refusal import loading, model_checks
+from refusal import loading
 from refusal.capture import capture
 from refusal.config import load
 from refusal.errors import InputError
 from refusal.models import ChatModel
+from refusal.models import checks as model_checks
 from refusal.weights import device_of, is_offloaded, weights_digest
 
 HELD = {"model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}

@@ -10,12 +10,12 @@ import pytest
 import torch
 from tiny_models import make_model
 
-from refusal import inference
 from refusal.artefacts import ResultPaths
 from refusal.capture import capture
 from refusal.config import load
 from refusal.errors import InputError
-from refusal.inference import draw_prompts, run_inference, that_fit
+from refusal.inference import stage as inference
+from refusal.inference.stage import draw_prompts, run_inference, that_fit
 from refusal.models import ChatModel
 from refusal.prompts import DatasetLabel, Draw, Prompt, PromptSource
 from refusal.schemas import EvaluationResults, ModelOutputs, RefusalLabels
