@@ -2,8 +2,8 @@
 
 Reads DIR/refusal_labels/*.json and DIR/model_outputs/*.json, prints one table per model and writes
 DIR/analysis_results.json, DIR/detector_disagreements.csv and two figures in DIR/visualizations. With --labels FILE the
-detectors are compared with what people said (formats: src/refusal/evaluation/label_files.py). Exit status: 0 done, 2 the folder or
-a file is wrong, 130 interrupted.
+detectors are compared with what people said (formats: src/refusal/evaluation/label_files.py). Exit status: 0 done, 2
+the folder or a file is wrong, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -388,8 +388,10 @@ def can_carry(verdict: Verdict, site: Site, inner_writing: Sequence[int]) -> boo
         inner_writing: Blocks that write the decision, without the last block of the model.
 
     >>> stream = Site.parse("residuals_1")
-    >>> can_carry(Verdict.MODULAR, stream, [2]), can_carry(Verdict.MODULAR, stream, []), can_carry(Verdict.MONOLITHIC, stream, [2])
-    (False, True, True)
+    >>> [can_carry(verdict, stream, [2]) for verdict in (Verdict.MODULAR, Verdict.MONOLITHIC)]
+    [False, True]
+    >>> can_carry(Verdict.MODULAR, stream, [])
+    True
     """
     return verdict is not Verdict.MODULAR or site.kind is SiteKind.NEURONS or not inner_writing
 

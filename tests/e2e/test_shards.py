@@ -67,7 +67,7 @@ def test_three_shards_and_a_merge_give_the_bytes_of_one_run(config, tmp_path, mo
     def never(*arguments):
         raise AssertionError("a merge runs no prompt")
 
-    for module in ("inference", "answer_prefix"):
+    for module in ("inference.stage", "inference.answer_prefix"):
         monkeypatch.setattr(f"refusal.{module}.capture", never)
     assert inference_main([*command, "--merge"]) == 0
     assert files_under(parts) == files_under(one)

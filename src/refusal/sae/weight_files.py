@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -18,20 +19,17 @@ from torch import Tensor
 
 from refusal.artefacts import read_json
 from refusal.errors import ArtefactError, InputError
-from refusal.untrusted.files import MOST_INFLATION, READ_ERRORS, check_archive, first_line, safetensors_header
-from refusal.untrusted.torch_files import LEAST_BYTES, plain_tensor, read_torch
+from refusal.untrusted.files import READ_ERRORS, check_archive, first_line, require_regular, safetensors_header
+from refusal.untrusted.torch_files import torch_file
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Those in which an SAE can compute."""
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
-    n_bytes = path.stat().st_size
-    tensors = {str(name): plain_tensor(tensor, n_bytes) for name, tensor in read_torch(path).items()}
-    taken = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    if taken > max(LEAST_BYTES, MOST_INFLATION * n_bytes):
-        raise ValueError(f"tensors of {taken} bytes in a file of {n_bytes}")
-    return tensors
+    if not is_zipfile(path):
+        raise UnpicklingError("no file of torch.save, or one of before 2020")
+    return {str(name): tensor.detach() for name, tensor in torch_file(path).items()}
 
 
 def _read_numpy(path: Path) -> dict[str, Tensor]:
@@ -60,6 +58,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ArtefactError: It is no such file or holds more than tensors.
     """
     try:
+        require_regular(path)
         return _FILE_READERS[path.suffix](path)
     except UnpicklingError as error:
         raise ArtefactError(

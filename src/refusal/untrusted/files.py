@@ -36,7 +36,7 @@ MOST_INFLATION = 64
 """How many times larger than the archive what is in it may be; weights hardly shrink at all."""
 LONGEST_SHOWN = 100
 """Characters of a value in a message, at most."""
-_LEAST_INFLATED = 1 << 20
+LEAST_INFLATED = 1 << 20
 """Bytes that any archive may hold: in small ones there may be many zeros."""
 _BITS = {
     **{"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
@@ -75,25 +75,23 @@ def file_bytes(path: Path, most: int) -> bytes:
         OSError: It cannot be read.
         ValueError: It is larger, or a device, a pipe or a socket, which may never end.
     """
-    regular_size(path, most)
-    return path.read_bytes()
-
-
-def regular_size(path: Path, most: int) -> int:
-    """Return the bytes of a regular file, before it is opened: to open a pipe may take forever.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is larger than `most` bytes, or a device, a pipe or a socket.
-    """
     size = path.stat().st_size
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not path.is_file():
-        raise ValueError("no regular file")
+    require_regular(path)
     if size > most:
         raise ValueError(f"{size} bytes, at most {most} are read")
-    return size
+    return path.read_bytes()
+
+
+def require_regular(path: Path) -> None:
+    """Raise if a path leads to a device, a pipe or a socket, which may never end; whether it is there is not asked.
+
+    Raises:
+        ValueError: It does.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError("no regular file")
 
 
 def json_text(text: str) -> Any:
@@ -139,6 +137,7 @@ def safetensors_header(path: Path) -> dict[str, TensorEntry]:
         OSError: It cannot be read.
         ValueError: The header is no such header, or promises what the file has not.
     """
+    require_regular(path)
     size = path.stat().st_size
     with path.open("rb") as handle:
         n_header = int.from_bytes(handle.read(8), "little")
@@ -171,7 +170,8 @@ def check_archive(path: Path) -> None:
         OSError, BadZipFile: It cannot be read, or is none.
         ValueError: It holds too much, or an array in it claims more numbers than there are.
     """
-    most = max(_LEAST_INFLATED, MOST_INFLATION * path.stat().st_size)
+    require_regular(path)
+    most = max(LEAST_INFLATED, MOST_INFLATION * path.stat().st_size)
     with ZipFile(path) as archive:
         inflated = sum(entry.file_size for entry in archive.infolist())
         if inflated > most:

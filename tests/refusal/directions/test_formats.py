@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -94,6 +95,11 @@ def test_files_are_byte_reproducible_and_the_last_block_cannot_be_written(tmp_pa
         write_published(tmp_path, made(), -1, 3)
 
 
+def as_pipe(folder):
+    (folder / "direction.pt").unlink()
+    os.mkfifo(folder / "direction.pt")
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -104,6 +110,13 @@ def test_files_are_byte_reproducible_and_the_last_block_cannot_be_written(tmp_pa
         (lambda folder: torch.save(torch.zeros(6).long(), folder / "direction.pt"), r"found a tensor \(6,\) of torch"),
         (lambda folder: torch.save(torch.ones(5), folder / "direction.pt"), "found 5 numbers; .* has d_model 6"),
         (lambda folder: torch.save(torch.full((6,), torch.nan), folder / "direction.pt"), "not finite"),
+        (
+            lambda folder: torch.save(torch.ones(1).expand(1 << 40), folder / "direction.pt"),
+            r"direction\.pt: .* bytes in",
+        ),
+        (lambda folder: torch.save(torch.ones(6).to_sparse(), folder / "direction.pt"), "nested, sparse or without"),
+        (lambda folder: torch.save(torch.ones(6, device="meta"), folder / "direction.pt"), "nested, sparse or without"),
+        (as_pipe, r"direction\.pt: cannot be read as a tensor \(no regular file\)"),
         (lambda folder: (folder / "direction_metadata.json").write_text("{"), "cannot be read as JSON"),
         (lambda folder: (folder / "direction_metadata.json").write_text('{"pos": -1}'), "layer: found None"),
         (

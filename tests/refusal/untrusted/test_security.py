@@ -446,8 +446,15 @@ def test_ordinary_archives_pass(tmp_path):
 
 def test_a_tensor_that_repeats_one_number_without_end_is_refused(tmp_path):
     torch.save({"x": torch.zeros(1).expand(1 << 40)}, tmp_path / "w.pt")
-    with pytest.raises(ArtefactError, match=r"w\.pt: not readable .*a tensor of 4398046511104 bytes in a file of"):
+    with pytest.raises(ArtefactError, match=r"w\.pt: not readable .*tensors of 4398046511104 bytes in a file of"):
         read_tensors(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.npz", "w.safetensors"])
+def test_a_pipe_in_the_place_of_weights_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ArtefactError, match=r"not readable .*no regular file"):
+        read_tensors(tmp_path / name)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, "\ud800", "", "nul"])
