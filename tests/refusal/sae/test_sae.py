@@ -11,8 +11,9 @@ from refusal.errors import ArtefactError, InputError
 from refusal.sae.gradients import Weights
 from refusal.sae.metrics import fvu
 from refusal.sae.objectives import BANDWIDTH, L0_WEIGHT, OBJECTIVES, BatchTopK, JumpRelu, Matryoshka, Relu
+from refusal.sae.recipe import Recipe
 from refusal.sae.rows import RowSplit, TensorRows, split_rows
-from refusal.sae.trainer import Recipe, Task, Trained, train_stack
+from refusal.sae.trainer import Task, Trained, train_stack
 
 
 def train(
