@@ -207,7 +207,7 @@ def dose_response(
             hold = clamp.at(strength)
             for side, asked in enumerate(sides):
                 found[side] += answering.behaviours(asked, _holding(answering, clamp.site, hold))
-        doses.append(Dose(strength, *(Refusals.of(each) for each in found)))
+        doses.append(Dose(strength, *(Refusals.of(each, len(clamps)) for each in found)))
     return doses
 
 

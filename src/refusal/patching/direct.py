@@ -192,7 +192,8 @@ def direction_attribution(
         runs: The pairs.
         units: Writers at the readout position.
         direction: A difference in means: the writes up to its layer then sum to 1 on average, less what the embedding
-            contributes, which is nothing at the readout position.
+            contributes. At the readout position that is nothing where positions are rotary, or both prompts of every
+            pair have the same number of tokens; learned positions of prompts of unequal length differ.
     """
     projected = write_differences(runs, units).double() @ direction.double() / direction.double().square().sum()
     return projected.numpy()

@@ -56,22 +56,29 @@ class Refusals:
     """How many of some prompts were refused."""
 
     rate: Estimate
-    """Share refused, with its Wilson interval."""
+    """Share refused, with its Wilson interval; where each prompt was answered several times, that of single answers."""
     n_refused: int
     n_unclear: int
     """Answers that neither refuse nor comply as far as can be told: a sign of damage."""
 
     @property
     def n(self) -> int:
-        """Prompts."""
+        """Answers."""
         return self.rate.n
 
     @classmethod
-    def of(cls, behaviours: Sequence[Behaviour]) -> Refusals:
-        """Return the counts of some answers."""
+    def of(cls, behaviours: Sequence[Behaviour], n_sets: int = 1) -> Refusals:
+        """Return the counts of some answers.
+
+        Args:
+            behaviours: What the model did.
+            n_sets: How often each prompt was answered, under different changes. Answers to the same prompt are not
+                independent, so more sets do not make the interval narrower.
+        """
         n_refused = sum(each is Behaviour.REFUSED for each in behaviours)
         n_unclear = sum(each is Behaviour.CANNOT_TELL for each in behaviours)
-        return cls(wilson_interval(n_refused, len(behaviours)), n_refused, n_unclear)
+        n_prompts = len(behaviours) // max(1, n_sets)
+        return cls(wilson_interval(n_refused, len(behaviours), n_units=n_prompts), n_refused, n_unclear)
 
 
 class Answering:

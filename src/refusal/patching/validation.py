@@ -156,7 +156,7 @@ def validate(
         found: list[Behaviour] = []
         for chosen in sets:
             found += answering.behaviours(asked, lambda rows, chosen=chosen: removal.during(chosen, rows))  # type: ignore[misc]
-        return Condition(name, len(sets[0]) if sets else 0, Refusals.of(found), len(sets))
+        return Condition(name, len(sets[0]) if sets else 0, Refusals.of(found, len(sets)), len(sets))
 
     def without(chosen: Sequence[Part]) -> list[Part]:
         """Return all parts but some."""

@@ -168,6 +168,12 @@ def test_refusals_count_what_cannot_be_told():
     assert found.rate.low < 0.25 < found.rate.high
 
 
+def test_more_random_sets_on_the_same_prompts_do_not_make_the_interval_narrower():
+    once, often = (Refusals.of([Behaviour.REFUSED, Behaviour.COMPLIED] * 5 * n, n) for n in (1, 8))
+    assert (often.rate.low, often.rate.high) == (once.rate.low, once.rate.high)
+    assert (often.n, often.rate.value) == (80, 0.5)
+
+
 def test_answers_without_a_change_are_those_of_the_model(answering):
     held_out = planted_held_out("monolithic", 6)
     found = answering.behaviours(clean_prompts(held_out), lambda rows: nullcontext())
