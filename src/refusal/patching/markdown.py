@@ -5,40 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from refusal.patching.attention import GROUPS
-from refusal.patching.records import ClampRecord, MapRecord, PatchingResults, RefusalsRecord, UnitRecord
-from refusal.schemas import Measure
+from refusal.patching.records import ClampRecord, MapRecord, PatchingResults, UnitRecord
+from refusal.patching.wording import in_words
+from refusal.patching.written import estimate, number, rate
 
 SHOWN = 12
 """Rows of a table; the CSV files hold all."""
-
-
-def number(value: float | None) -> str:
-    """Return a number with two digits.
-
-    >>> number(0.934), number(None), number(-0.001)
-    ('0.93', '-', '0.00')
-    """
-    if value is None:
-        return "-"
-    text = f"{value:.2f}"
-    return "0.00" if text == "-0.00" else text
-
-
-def estimate(measure: Measure) -> str:
-    """Return a number with its interval."""
-    if measure.value is None:
-        return "not measured"
-    interval = "" if measure.low is None else f" [{number(measure.low)}, {number(measure.high)}]"
-    return f"{number(measure.value)}{interval}"
-
-
-def rate(found: RefusalsRecord) -> str:
-    """Return a share of refusals with its interval and counts."""
-    share = found.refusal
-    if share.value is None:
-        return "no prompts"
-    unclear = f", {found.n_unclear} unclear" if found.n_unclear else ""
-    return f"{number(share.value)} [{number(share.low)}, {number(share.high)}] ({share.k} of {share.n}{unclear})"
 
 
 def _plain(text: str) -> str:
@@ -55,7 +27,16 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def markdown_report(results: PatchingResults) -> str:
     """Return the report."""
     lines = [f"# Where refusal is decided: {_plain(results.model)}", ""]
-    lines += [*_pairs(results), *_answer(results), *_maps(results), *_agreement(results), *_writes(results)]
+    lines += ["## What was found", "", *(f"- {_plain(each)}" for each in in_words(results)), ""]
+    lines += [
+        "## Pairs",
+        "",
+        *_pairs(results),
+        *_answer(results),
+        *_maps(results),
+        *_agreement(results),
+        *_writes(results),
+    ]
     lines += [*_attention(results), *_validation(results), *_clamping(results), *_structure(results)]
     lines += [*_latents(results), *_notices(results)]
     return "\n".join(lines).rstrip() + "\n"
