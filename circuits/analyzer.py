@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -239,7 +239,8 @@ class RefusalCircuitAnalyzer:
         outputs = partial(_patching_files, self.config, paths, model)
         unit = self._unit(Stage.PATCHING, model, PATCHING_KEYS, (inference,), _patch, outputs, paths)
         files = () if source in SOURCES else (Path(source),)
-        return [replace(unit, inputs=files, lacks=partial(_lacks_circuits, self.config, paths, model))]
+        lacks = partial(_lacks_circuits, self.config, paths, model)
+        return [replace(unit, inputs=files, lacks=lacks, fetched=partial(_taken_direction, self.config, model, paths))]
 
     def _patching_comparison(self, units: list[Unit], paths: ResultPaths) -> list[Unit]:
         """Return the unit that compares models by patching, where that is asked for."""
@@ -333,6 +334,12 @@ def _lacks_circuits(config: Config, paths: ResultPaths, model: str) -> str | Non
     from circuits.patching.stage import lacks_circuits
 
     return lacks_circuits(config, paths, model)
+
+
+def _taken_direction(config: Config, model: str, paths: ResultPaths) -> Sequence[Path]:
+    from refusal.patching.directions import direction_files
+
+    return direction_files(config, model, paths)
 
 
 def _patching_files(config: Config, paths: ResultPaths, model: str) -> list[Path]:

@@ -23,12 +23,13 @@ from circuits.discovery import discoverer
 from circuits.evidence import Evidence
 from circuits.groups import symmetrised
 from circuits.nodes import percentile_interval
-from circuits.structure import as_matrix, baseline, permutation_test, structural_similarity
+from circuits.structure import baseline, permutation_test, structural_similarity
 from circuits.study import Profile, Study, is_supported_by_seeds
 from circuits.transfer import measure_transfer, save_effects
 from circuits.verdict import Verdict
 from refusal.artefacts import ResultPaths
 from refusal.config import AnalysisConfig, Config
+from refusal.measures import as_matrix
 from refusal.schemas import (
     CategorySupport,
     Comparison,
@@ -64,6 +65,7 @@ def compare_categories(config: Config, model_name: str, paths: ResultPaths) -> N
         problem = narrate.no_mechanism(study)
         if problem is None:
             fields |= _decided(study, quality) | _structure(study, file)
+            fields["notices"] += narrate.cautions(model_name, study.most_shared().site)
     if problem is not None:
         fields |= {"verdict": str(Verdict.UNDETERMINED), "reason": problem}
     comparison = Comparison.build(model=model_name, **fields)
@@ -122,6 +124,7 @@ def _nothing_measured(analysis: AnalysisConfig, evidence: Evidence, quality: tup
             "min_sufficiency_ratio": verdict.MIN_SUFFICIENCY_RATIO,
             "strict_sufficiency": verdict.STRICT_SUFFICIENCY,
             "strict_sufficiency_ratio": verdict.STRICT_SUFFICIENCY_RATIO,
+            "stable_groups": verdict.STABLE_GROUPS,
             "min_lean": verdict.MIN_LEAN,
             **sae_quality.LIMITS,
         },
@@ -171,7 +174,7 @@ def _depth_point(study: Study, profile: Profile, sizes: tuple[float, ...]) -> De
         own_ci=percentile_interval(profile.draws.necessity.mean(1)),
         cross=float(profile.point.cross.mean()),
         transfer=profile.mean_transfer if measurable else None,
-        transfer_ci=percentile_interval(profile.draws.mean_transfer(profile.holds)) if measurable else (None, None),
+        transfer_ci=percentile_interval(profile.mean_of(profile.draws)) if measurable else (None, None),
         random=float(profile.point.random.mean()),
         direct=study.direct_share.get(profile.site),
         separation_auc=study.auc[profile.site],
@@ -200,10 +203,16 @@ def _decided(study: Study, quality: tuple[SiteQuality, ...]) -> dict[str, Any]:
     elif verdict_now is not Verdict.UNDETERMINED and not is_supported_by_seeds(seeds, verdict_now):
         verdict_now, reason = Verdict.UNDETERMINED, narrate.seeds_disagree(seeds)
     together = verdict.share_together(labels)
-    if verdict_now is not Verdict.UNDETERMINED and not verdict.groups_agree(
-        verdict_now, together, study.analysis.partially_modular_threshold
-    ):
-        verdict_now, reason = Verdict.UNDETERMINED, narrate.groups_disagree(groups, together, average.value)
+    joined = verdict.with_groups(verdict_now, together, stability, study.analysis.partially_modular_threshold)
+    if joined is not verdict_now:
+        reason = (
+            narrate.groups_disagree(groups, together, average.value)
+            if joined is Verdict.UNDETERMINED
+            else narrate.shared_in_groups(groups, together, stability, average.value, interval)
+        )
+        verdict_now = joined
+    if not verdict.can_carry(verdict_now, decisive.site, study.inner_writing):
+        verdict_now, reason = Verdict.UNDETERMINED, narrate.block_unseen(average.value, interval, decisive.site)
     point, draws = decisive.point.transfer[0], decisive.draws.transfer
     support = _support(study.evidence)
     for index, name in enumerate(study.names):
@@ -218,9 +227,9 @@ def _decided(study: Study, quality: tuple[SiteQuality, ...]) -> dict[str, Any]:
         "average_similarity": average.value,
         "average_similarity_ci": interval,
         "decisive_site": str(decisive.site),
-        "similarity": as_matrix(study.names, symmetrised(point)),
+        "similarity": as_matrix(symmetrised(point), study.names),
         "similarity_ci": _intervals(study.names, np.stack([symmetrised(draw) for draw in draws])),
-        "transfer": as_matrix(study.names, point),
+        "transfer": as_matrix(point, study.names),
         "transfer_ci": _intervals(study.names, draws),
         "groups": groups,
         "groups_stability": stability,

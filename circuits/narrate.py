@@ -13,9 +13,9 @@ from circuits.verdict import (
     Decision,
     Verdict,
 )
-from circuits.wording import estimate, plural
 from refusal.schemas import Interval, SeedResult, SiteQuality
 from refusal.sites import Site, SiteKind
+from refusal.wording import estimate, plural
 
 Groups = tuple[tuple[str, ...], ...]
 
@@ -119,6 +119,35 @@ def groups_disagree(groups: Groups, together: float, average: float) -> str:
     return (
         f"Whether most categories share a mechanism depends on how it is counted: {plural(len(groups), 'group')} put "
         f"{together:.0%} of the pairs together, and the mean transfer between categories is {average:.2f}."
+    )
+
+
+def shared_in_groups(groups: Groups, together: float, stability: float, average: float, interval: Interval) -> str:
+    """Return the sentence for clear groups where the mean transfer alone would read MODULAR."""
+    return (
+        f"{_lead(Verdict.PARTIALLY_MODULAR, groups)}. These groups put {together:.0%} of the pairs together and are "
+        f"found again in bootstrap draws (adjusted Rand index {stability:.2f}); the mean transfer between categories, "
+        f"{estimate(average, interval)}, is smaller because circuits hold part of what a group shares."
+    )
+
+
+def block_unseen(average: float, interval: Interval, site: Site) -> str:
+    """Return the sentence for circuits that are apart at a residual site, where no neurons carry decisions."""
+    return (
+        f"The categories' circuits are apart at {site} (mean transfer {estimate(average, interval)}), but may meet in "
+        "a later block, before the last, that writes the decision: its MLP neurons could not be looked at or carry no "
+        "decisions, and "
+        "before such a block detectors that share a mechanism and detectors that do not look the same."
+    )
+
+
+def cautions(model: str, site: Site) -> tuple[str, ...]:
+    """Return what a reader should know of the site that decides; nothing where neurons do."""
+    if site.kind is SiteKind.NEURONS:
+        return ()
+    return (
+        f"{model}: the answer rests on {site}, as no neurons of a block before the last that writes the decision "
+        "qualified; there evidence and decisions lie side by side, and sharing the one can pass for sharing the other",
     )
 
 

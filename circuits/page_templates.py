@@ -9,9 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from circuits import wording
 from circuits.summary import used_prompts
-from refusal.patching import written
+from refusal import wording
+from refusal.patching.written import rate
 
 TEMPLATES = Path(__file__).parent / "templates"
 """The folder with templates, styles and the script."""
@@ -44,8 +44,8 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "number3": _number3,
     "interval": wording.interval,
     "estimate": lambda pair: wording.estimate(*pair),
-    "measure": written.estimate,
-    "refusals": written.rate,
+    "measure": wording.measured,
+    "refusals": rate,
     "plural": wording.plural,
     "line": wording.one_line,
     "short": _short,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -21,7 +19,8 @@ from circuits.similarity import (
     weighted_jaccard,
 )
 from refusal.config import AnalysisConfig
-from refusal.schemas import Baseline, Matrix, PermutationTest, StructuralSimilarity
+from refusal.measures import as_matrix, or_none
+from refusal.schemas import Baseline, PermutationTest, StructuralSimilarity
 from refusal.sites import Site
 from refusal.stats import permutation_p
 
@@ -47,15 +46,14 @@ def structural_similarity(evidence: Evidence, file: AttributionFile, site: Site 
         "decoder_cosine": compare_structure(half_means(evidence, decoded), cosine),
     }
     names = evidence.contrasts.categories
-    matrix = partial(as_matrix, names)
     return StructuralSimilarity(
         site=str(site),
-        raw={name: matrix(result.raw) for name, result in compared.items()},
+        raw={name: as_matrix(result.raw, names) for name, result in compared.items()},
         noise_ceiling={
-            name: {category: _number(x) for category, x in zip(names, result.ceiling, strict=True)}
+            name: {category: or_none(x) for category, x in zip(names, result.ceiling, strict=True)}
             for name, result in compared.items()
         },
-        normalised={name: matrix(result.normalised) for name, result in compared.items()},
+        normalised={name: as_matrix(result.normalised, names) for name, result in compared.items()},
     )
 
 
@@ -133,14 +131,5 @@ def baseline(evidence: Evidence, analysis: AnalysisConfig) -> Baseline:
     average = float(similarity[~np.eye(len(names), dtype=bool)].mean())
     kind = original_verdict(average, analysis.monolithic_threshold, analysis.partially_modular_threshold)
     return Baseline(
-        rule=BASELINE_RULE, average_similarity=average, similarity=as_matrix(names, similarity), verdict=kind
+        rule=BASELINE_RULE, average_similarity=average, similarity=as_matrix(similarity, names), verdict=kind
     )
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def as_matrix(names: tuple[str, ...], values: Float[np.ndarray, "category category"]) -> Matrix:
-    """Return a matrix of categories as an artefact holds it: by name, null where not measured."""
-    return {a: {b: _number(values[i, j]) for j, b in enumerate(names)} for i, a in enumerate(names)}

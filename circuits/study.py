@@ -62,7 +62,11 @@ class Profile:
     @property
     def mean_transfer(self) -> float:
         """Mean off-diagonal transfer onto the categories whose necessity holds."""
-        return float(self.point.mean_transfer(self.holds)[0])
+        return float(self.mean_of(self.point)[0])
+
+    def mean_of(self, measured: SiteTransfer) -> Float[np.ndarray, " draw"]:
+        """Return that mean for other weights of the same prompts: a fold, an SAE seed, or the bootstrap."""
+        return measured.mean_transfer(self.holds, self.point.transfer[0] < 0)
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class Study:
         self.direct_share = dict(direct.mean_shares())
         self.commit = verdict.commit_site(direct.mean_shares())
         self.writing = verdict.writing_blocks(direct.mean_shares())
+        self.last_layer = max(site.layer for site in direct.sites)
+        self.inner_writing = [layer for layer in self.writing if layer < self.last_layer]
         self.auc = {each.site: self._auc(each.site, seed) for each in effects}
         self.onset = verdict.onset_site(list(self.auc.items()))
         generator = np.random.default_rng([seed, 1])
@@ -151,19 +157,23 @@ class Study:
 
     @cached_property
     def deciding(self) -> list[Profile]:
-        """Those of the candidates that can decide: neurons; else what passes the strict limits; else all."""
+        """Those of the candidates that can decide: neurons; else what passes the strict limits; else all.
+
+        Neurons of the last block come last: they write the answer's tokens, which are common to all categories.
+        """
         neurons = [profile for profile in self.candidates if profile.site.kind is SiteKind.NEURONS]
-        strict = [profile for profile in self.candidates if profile.sufficiency.is_strict]
-        return neurons or strict or self.candidates
+        inner = [profile for profile in neurons if profile.site.layer < self.last_layer]
+        streams = [profile for profile in self.candidates if profile.site.kind is not SiteKind.NEURONS]
+        strict = [profile for profile in streams if profile.sufficiency.is_strict]
+        return inner or strict or streams or neurons
 
     def most_shared(self, fold: int | None = None) -> Profile:
         """Return the deciding site with the largest mean transfer, as one fold or all prompts measure it."""
 
         def shared(profile: Profile) -> float:
-            """Return the mean transfer of a site, -inf where there is none."""
+            """Return the rank of a site."""
             measured = profile.point if fold is None else profile.folds[fold]
-            value = float(measured.mean_transfer(profile.holds)[0])
-            return -np.inf if np.isnan(value) else value
+            return unmeasured_last(float(profile.mean_of(measured)[0]))
 
         return max(self.deciding, key=shared)
 
@@ -177,9 +187,9 @@ class Study:
         values, centres, draws = [], [], []
         for half in (0, 1):
             profile = self.most_shared(half)
-            values.append(profile.folds[1 - half].mean_transfer(profile.holds)[0])
+            values.append(profile.mean_of(profile.folds[1 - half])[0])
             centres.append(profile.mean_transfer)
-            draws.append(profile.draws.mean_transfer(profile.holds))
+            draws.append(profile.mean_of(profile.draws))
         # The draws resample all prompts; they are moved to the cross-fitted value, which chose no site on its own data.
         value = float(np.mean(values))
         return Average(value, np.mean(draws, axis=0) + value - float(np.mean(centres)))
@@ -207,8 +217,8 @@ class Study:
         means = {}
         for profile in self.deciding:
             alone = site_transfer(profile.effects, self.gap, self.refused, _seeds_of(profile.effects, weights))
-            means[profile.site] = float(alone.mean_transfer(profile.holds)[0])
-        best = max(means, key=lambda site: means[site])
+            means[profile.site] = float(profile.mean_of(alone)[0])
+        best = max(means, key=lambda site: unmeasured_last(means[site]))
         kind = verdict.classify(
             means[best], self.analysis.monolithic_threshold, self.analysis.partially_modular_threshold
         )
@@ -240,6 +250,15 @@ class Study:
             return None
         span = self.commit.layer - self.onset.layer
         return (self.commit.layer - self.shared_from.layer) / span if span > 0 else None
+
+
+def unmeasured_last(value: float) -> float:
+    """Return a value by which to rank, where what was not measured (nan) comes last.
+
+    >>> max([float("nan"), 0.5, 0.2], key=unmeasured_last)
+    0.5
+    """
+    return -np.inf if np.isnan(value) else value
 
 
 def _seeds_of(effects: SiteEffects, weights: Resampling) -> Resampling:

@@ -9,8 +9,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from circuits.directions.report import findings_of
-from circuits.wording import NOT_MEASURED, estimate, number, one_line, plural, shorten
 from refusal.schemas import CategoryRates, Comparison, Rate, Report
+from refusal.wording import NOT_MEASURED, estimate, measured, number, one_line, plural, shorten
 
 WIDTH = 100
 MOST_NOTICES = 3
@@ -175,7 +175,7 @@ def shorten_right(line: str) -> str:
 
 
 def _rate(rate: Rate) -> str:
-    return "-" if rate.value is None else estimate(rate.value, (rate.low, rate.high))
+    return "-" if rate.value is None else measured(rate)
 
 
 def _notices(comparisons: Iterable[Comparison]) -> list[str]:

@@ -9,10 +9,13 @@
    model refuse. Before the decision a site carries evidence (words, intents); sharing that is not sharing a mechanism.
    An OR of separate detectors passes as well as one detector for all, so this condition favours no verdict.
 4. Where neurons of those blocks qualify they decide, for there units are of the decision alone; else residual sites do.
+   Neurons of the last block come after both: they write the answer's tokens, whoever decided.
    The decisive site is the most shared of those where own necessity holds; it is chosen on one fold and measured on the
    other.
-5. The mean off-diagonal transfer there, with its bootstrap distribution, meets the thresholds. UNDETERMINED, with the
-   reason in words, when it cannot be measured, the distribution leans to no side, or the groups contradict it.
+5. The mean off-diagonal transfer there, with its bootstrap distribution, meets the thresholds. Stable groups that put
+   most pairs together make MODULAR PARTIALLY MODULAR. UNDETERMINED, with the reason in words, when it cannot be
+   measured, the distribution leans to no side, the groups contradict it otherwise, or it is MODULAR and a block before
+   the last writes the decision, where no neurons were there to show that categories do not meet.
 
 Pure functions of arrays: no model, no files. Statistics run in float64.
 """
@@ -49,6 +52,9 @@ mix them; the neurons that write the decision are units of what is decided, of w
 COMMIT_SHARE = 0.5
 """Share of m refused - m complied that a site must carry directly to be the commit site ("most of it"), and that a
 later block must add by itself to be one that writes the decision as well."""
+STABLE_GROUPS = 0.9
+"""Adjusted Rand index of the groups with those of bootstrap draws from which they outweigh a mean transfer that says
+that most pairs share nothing."""
 MIN_LEAN = 0.8
 """Share of the bootstrap distribution on one side of the thresholds below which there is no verdict."""
 
@@ -93,10 +99,9 @@ class RefusedPrompts:
         """Number of categories."""
         return int(self.category.max()) + 1
 
-    def members(self, fold: int) -> Float[np.ndarray, "prompt category"]:
-        """Return 1 where a prompt is of a category and of a fold."""
-        of_category = self.category[:, None] == np.arange(self.n_categories)[None, :]
-        return np.asarray(of_category & (self.fold == fold)[:, None], dtype=float)
+    def rows(self, fold: int, category: int) -> Int[np.ndarray, " _"]:
+        """Return the places of the prompts of a category and of a fold."""
+        return np.flatnonzero((self.category == category) & (self.fold == fold))
 
 
 @dataclass(frozen=True)
@@ -149,12 +154,26 @@ class SiteTransfer:
     random: Float[np.ndarray, "draw category"]
     """R_B as a share of m refused - m complied of B."""
 
-    def mean_transfer(self, usable: Bool[np.ndarray, " category"]) -> Float[np.ndarray, " draw"]:
-        """Return the mean off-diagonal transfer onto the usable categories, per draw; nan where none was measured."""
-        values = self.transfer[:, ~np.eye(len(usable), dtype=bool) & usable[None, :]]
+    def mean_transfer(
+        self, usable: Bool[np.ndarray, " category"], negative: Bool[np.ndarray, "category category"] | None = None
+    ) -> Float[np.ndarray, " draw"]:
+        """Return the mean off-diagonal transfer onto the usable categories, per draw; nan where none was measured.
+
+        A negative transfer counts as 0: a circuit whose removal strengthens another category's refusal shares nothing
+        with it, and takes nothing from what other pairs share.
+
+        Args:
+            usable: Categories onto which transfer counts.
+            negative: Pairs that count as 0 in every draw, so that draws scatter around the value of the data as they
+                are; None: those that are negative in the draw itself.
+        """
+        pairs = ~np.eye(len(usable), dtype=bool) & usable[None, :]
+        values = self.transfer[:, pairs]
         counted = np.isfinite(values)
         n = counted.sum(1)
-        return np.asarray(np.where(n > 0, np.where(counted, values, 0.0).sum(1) / np.maximum(n, 1), np.nan))
+        nothing = values < 0 if negative is None else negative[pairs][None, :]
+        shared = np.where(counted & ~nothing, values, 0.0)
+        return np.asarray(np.where(n > 0, shared.sum(1) / np.maximum(n, 1), np.nan))
 
 
 def site_transfer(
@@ -173,13 +192,16 @@ def site_transfer(
     """
     n = effects.effect.shape[1]
     effect, random = np.zeros((2, len(weights.prompts), n, n))
-    for fold in (0, 1):
-        # mean over the draw's prompts of each category, for each seed, then over the draw's seeds.
-        drawn = weights.prompts[:, :, None] * prompts.members(fold)[None]
-        mean = drawn / drawn.sum(1, keepdims=True)
-        share = weights.circuits[:, fold, :, None]
-        effect += share * np.einsum("sap,dpb,ds->dab", effects.effect, mean, weights.seeds, optimize=True)
-        random += share * np.einsum("sp,dpb,ds->db", effects.random, mean, weights.seeds, optimize=True)[:, None, :]
+    measured = np.concatenate([effects.effect, effects.random[:, None]], axis=1)
+    for fold, category in np.ndindex(2, n):
+        # mean over the draw's prompts of the category, for each seed, then over the draw's seeds.
+        rows = prompts.rows(fold, category)
+        drawn = weights.prompts[:, rows]
+        by_seed = np.tensordot(drawn / drawn.sum(1, keepdims=True), measured[:, :, rows], (1, 2))
+        mean = np.einsum("dsa,ds->da", by_seed, weights.seeds)
+        share = weights.circuits[:, fold]
+        effect[:, :, category] += share * mean[:, :n]
+        random[:, :, category] += share * mean[:, n:]
     above = effect - random
     own = np.einsum("daa->da", above)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -227,8 +249,11 @@ def sufficiency(
         weights: How often each complied prompt is drawn.
     """
     n = len(effects.induced)
-    member = (category[:, None] == np.arange(n)[None, :]).astype(float)
-    means = np.einsum("ap,dp,pb->dab", effects.induced, weights, member, optimize=True) / (weights @ member)[:, None, :]
+    means = np.empty((len(weights), n, n))
+    for index in range(n):
+        rows = np.flatnonzero(category == index)
+        drawn = weights[:, rows]
+        means[:, :, index] = drawn / drawn.sum(1, keepdims=True) @ effects.induced[:, rows].T
     share = means / gap
     return Sufficiency(np.einsum("daa->d", share) / n, share[:, ~np.eye(n, dtype=bool)].mean(1))
 
@@ -327,16 +352,48 @@ def share_together(groups: Int[np.ndarray, " category"]) -> float:
     return float((together.sum() - n) / (n * (n - 1)))
 
 
-def groups_agree(verdict: Verdict, together: float, partially_modular: float) -> bool:
-    """Return whether transfer and groups say the same of most pairs: that they share a mechanism, or that they do not.
+def with_groups(verdict: Verdict, together: float, stability: float, partially_modular: float) -> Verdict:
+    """Return the verdict of the mean transfer and the groups together.
 
-    Transfer measures how much of an effect is shared, groups say who shares; with a circuit that holds only part of a
-    common mechanism the first can fall below half where most pairs are plainly together.
+    Transfer measures how much of an effect is shared, groups say who shares. With circuits that hold only part of a
+    common mechanism the mean can fall below half where most pairs are plainly together, in the same groups in every
+    bootstrap draw: then refusal is shared in part. Other contradictions about most pairs are UNDETERMINED.
 
-    >>> groups_agree(Verdict.MODULAR, 0.64, 0.5), groups_agree(Verdict.PARTIALLY_MODULAR, 1.0, 0.5)
-    (False, True)
+    Args:
+        verdict: That of the mean transfer.
+        together: Share of the pairs that the groups put together.
+        stability: Adjusted Rand index of the groups with those of bootstrap draws.
+        partially_modular: The threshold below which most pairs share nothing.
+
+    >>> with_groups(Verdict.MODULAR, 0.64, 0.96, 0.5)
+    <Verdict.PARTIALLY_MODULAR: 'PARTIALLY MODULAR'>
+    >>> with_groups(Verdict.MODULAR, 0.64, 0.6, 0.5), with_groups(Verdict.PARTIALLY_MODULAR, 0.3, 1.0, 0.5)
+    (<Verdict.UNDETERMINED: 'UNDETERMINED'>, <Verdict.UNDETERMINED: 'UNDETERMINED'>)
     """
-    return (verdict is Verdict.MODULAR) == (together < partially_modular)
+    if verdict is Verdict.UNDETERMINED or (verdict is Verdict.MODULAR) == (together < partially_modular):
+        return verdict
+    is_clear = verdict is Verdict.MODULAR and stability >= STABLE_GROUPS
+    return Verdict.PARTIALLY_MODULAR if is_clear else Verdict.UNDETERMINED
+
+
+def can_carry(verdict: Verdict, site: Site, inner_writing: Sequence[int]) -> bool:
+    """Return whether a verdict may rest on a site.
+
+    Where a block before the last writes the decision, only its neurons can say that categories share nothing: separate
+    detectors that meet inside such a block are apart at every residual site before it. Measured in docs/decisions/0005.
+
+    Args:
+        verdict: The verdict in question.
+        site: The decisive site.
+        inner_writing: Blocks that write the decision, without the last block of the model.
+
+    >>> stream = Site.parse("residuals_1")
+    >>> [can_carry(verdict, stream, [2]) for verdict in (Verdict.MODULAR, Verdict.MONOLITHIC)]
+    [False, True]
+    >>> can_carry(Verdict.MODULAR, stream, [])
+    True
+    """
+    return verdict is not Verdict.MODULAR or site.kind is SiteKind.NEURONS or not inner_writing
 
 
 def decide(draws: Float[np.ndarray, " draw"], monolithic: float, partially_modular: float) -> Decision:

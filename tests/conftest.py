@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,17 @@ settings.load_profile("no timing")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let a campaign of hostile inputs be longer than that of every run."""
     parser.addoption("--hostile-seeds", type=int, default=1, help="how many times as many hostile inputs")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Undo what a command that ran in this process did to logging: its console writes to a file closed by now."""
+    loggers = [logging.getLogger(name) for name in (None, "refusal", "circuits")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers = [handler for handler in logger.handlers if handler in handlers]
 
 
 @pytest.fixture(scope="session")

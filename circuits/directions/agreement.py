@@ -19,7 +19,8 @@ from jaxtyping import Float
 from pydantic import Field
 
 from circuits.directions.verdict import Answer, DirectionStatement
-from refusal.directions.geometry_records import LayerGeometry, LayerTransfer, from_matrix
+from refusal.directions.geometry_records import LayerGeometry, LayerTransfer
+from refusal.measures import from_matrix
 from refusal.record import Record
 from refusal.schemas import Comparison, Matrix, Measure
 from refusal.stats import adjusted_rand_index, permutation_p, spearman

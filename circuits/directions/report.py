@@ -7,12 +7,12 @@ from pydantic import Field
 from circuits.directions.agreement import DirectionAgreement, compare_with_circuits
 from circuits.directions.files import STATEMENT, SUMMARY, direction_files
 from circuits.directions.verdict import DirectionStatement, StatementFile
-from circuits.wording import estimate, number
 from refusal.artefacts import ResultPaths
 from refusal.directions.found import Found
 from refusal.directions.schemas import Chosen
 from refusal.record import Record
 from refusal.schemas import Comparison, Measure, Rate, Report
+from refusal.wording import measured, number
 
 
 class ConditionLine(Record):
@@ -69,7 +69,7 @@ class DirectionFindings(Record):
 
 
 def _rate(rate: Rate) -> str:
-    return f"{estimate(rate.value, (rate.low, rate.high))} (n {rate.n})"
+    return f"{measured(rate)} (n {rate.n})"
 
 
 def direction_findings(paths: ResultPaths, model: str, comparison: Comparison) -> DirectionFindings:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import textwrap
 
 from circuits.directions.verdict import StatementFile
-from circuits.wording import estimate, number, plural
 from refusal.cli import as_table
 from refusal.directions.found import Found
 from refusal.directions.schemas import Condition, DoseCurve
-from refusal.schemas import Measure, Rate
+from refusal.schemas import Rate
+from refusal.wording import measured, number, plural
 
 WIDTH = 100
 
@@ -59,15 +59,11 @@ _HEAD = ("", "refused prompts", "complied prompts", "cross-entropy (nats)", "per
 
 def _condition(condition: Condition) -> tuple[str, ...]:
     rates = [_rate(condition.groups[side].refused) for side in ("refused", "complied")]
-    return (condition.name, *rates, _measure(condition.cross_entropy, 3), _measure(condition.perplexity))
+    return (condition.name, *rates, measured(condition.cross_entropy, 3), measured(condition.perplexity))
 
 
 def _rate(rate: Rate) -> str:
-    return f"{estimate(rate.value, (rate.low, rate.high))} n {rate.n}"
-
-
-def _measure(measure: Measure, digits: int = 2) -> str:
-    return estimate(measure.value, (measure.low, measure.high), digits)
+    return f"{measured(rate)} n {rate.n}"
 
 
 def _controls(found: Found) -> str:
@@ -85,7 +81,7 @@ def _contrasts(found: Found) -> str:
     for each in found.contrasts.contrasts:
         at = next(layer for layer in each.layers if layer.layer == chosen.layer)
         p = "" if at.p is None else f", p {number(at.p, 3)}"
-        parts.append(f"{each.positive} - {each.negative} {_measure(at.cosine)}{p}")
+        parts.append(f"{each.positive} - {each.negative} {measured(at.cosine)}{p}")
     return f"Cosine of the refusal direction at {chosen.site} with other contrasts: {'; '.join(parts)}."
 
 

@@ -20,12 +20,13 @@ import numpy as np
 from pydantic import Field
 
 from circuits.groups import find_groups
-from circuits.wording import estimate, number, plural
 from refusal.config import AnalysisConfig
-from refusal.directions.geometry_records import LayerGeometry, LayerTransfer, from_matrix
+from refusal.directions.geometry_records import LayerGeometry, LayerTransfer
+from refusal.measures import from_matrix
 from refusal.record import Artefact, Record
 from refusal.schemas import Matrix, Measure
 from refusal.sites import Site
+from refusal.wording import measured, number, plural
 
 MIN_SHARE_MEASURED = 0.8
 """Share of the categories that must be measured: whose own direction is necessary, or told from noise."""
@@ -117,9 +118,8 @@ def state(
     groups = _groups(values, folds, names)
     answer, reason = _answer(mean, groups, thresholds)
     said = "taking a category's direction away removes" if evidence == "transfer" else "directions have a cosine of"
-    what = (
-        f"at residuals_{layer}, the last before the decision, {said} {estimate(mean.value, (mean.low, mean.high))} "
-        + ("of what each category's own does, mean over pairs" if evidence == "transfer" else "without noise, mean")
+    what = f"at residuals_{layer}, the last before the decision, {said} {measured(mean)} " + (
+        "of what each category's own does, mean over pairs" if evidence == "transfer" else "without noise, mean"
     )
     return DirectionStatement(
         answer=answer, reason=f"{what}: {reason}", layer=layer, evidence=evidence, mean=mean, groups=groups

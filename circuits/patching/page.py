@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from circuits import wording
 from circuits.page_templates import asset, template
 from circuits.plots.patching import KIND_TITLES, MODE_TITLES, Panel, head_panels, layer_panels
-from refusal import __version__
+from refusal import __version__, wording
 from refusal.patching.records import LatentRecord, PatchingComparison, PatchingResults, UnitRecord
-from refusal.patching.wording import in_words
+from refusal.patching.sentences import in_words
 
 MOST_CELLS = 600
 """Cells of a heatmap beyond which the report links to the model's own page."""

@@ -31,8 +31,8 @@ from circuits.plots.style import (
     new_figure,
     wrapped,
 )
-from circuits.wording import interval, number, one_line, plural
 from refusal.sites import Site
+from refusal.wording import interval, number, one_line, plural
 
 NODES_A_SITE = 8
 """Nodes drawn at a site, the error node among them."""

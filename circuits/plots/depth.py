@@ -34,9 +34,9 @@ from circuits.plots.style import (
     wrapped,
 )
 from circuits.summary import used_prompts_text
-from circuits.wording import number, plural
 from refusal.schemas import Comparison, DepthPoint, Interval
 from refusal.sites import Site, SiteKind
+from refusal.wording import number, plural
 
 _SHADE = "#e9e6df"
 _DECISIVE: dict[str, Any] = {

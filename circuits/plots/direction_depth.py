@@ -32,11 +32,11 @@ from circuits.plots.style import (
     quiet_axes,
     wrapped,
 )
-from circuits.wording import number
 from refusal.config import AnalysisConfig
 from refusal.directions.geometry_records import LayerGeometry, LayerSpecificity, LayerTransfer, Specificity
 from refusal.schemas import Measure
 from refusal.sites import Site
+from refusal.wording import number
 
 _SHADE = "#e9e6df"
 _TRANSFER, _RAW, _CEILING, _RATIO = "#11706b", "#1f6fb2", "#8a9099", "#c8501e"

@@ -14,9 +14,10 @@ from matplotlib.patches import Rectangle
 
 from circuits.plots.matrix import CELL, MANY, SMALL_CELL, draw_matrix, label_matrix
 from circuits.plots.style import INK, add_axes, add_head, add_notes, name, new_figure, wrapped
-from circuits.wording import estimate, interval, number
-from refusal.directions.geometry_records import LayerGeometry, LayerTransfer, from_matrix
-from refusal.schemas import Matrix, Measure
+from refusal.directions.geometry_records import LayerGeometry, LayerTransfer
+from refusal.measures import from_matrix
+from refusal.schemas import Matrix
+from refusal.wording import interval, measured, number
 
 Groups = Sequence[Sequence[str]] | None
 
@@ -43,8 +44,8 @@ def cosine_heatmap(model: str, geometry: LayerGeometry, groups: Groups = None) -
         groups: Partition of the categories to order by and to draw boxes around.
     """
     line = (
-        f"mean {_said(geometry.mean_cosine)}, ceiling {_said(geometry.mean_ceiling)}, without noise "
-        f"{_said(geometry.mean_ratio)}; n = {geometry.mean_cosine.n} prompts"
+        f"mean {measured(geometry.mean_cosine)}, ceiling {measured(geometry.mean_ceiling)}, without noise "
+        f"{measured(geometry.mean_ratio)}; n = {geometry.mean_cosine.n} prompts"
     )
     notes = (
         "Cells: raw cosine (no unit) of the differences in means, refused less complied, at "
@@ -72,12 +73,12 @@ def transfer_heatmap(model: str, transfer: LayerTransfer, groups: Groups = None)
         transfer: Of one layer.
         groups: As for `cosine_heatmap`.
     """
-    line = f"mean transfer {_said(transfer.mean_transfer)}; n = {transfer.mean_transfer.n} refused prompts"
+    line = f"mean transfer {measured(transfer.mean_transfer)}; n = {transfer.mean_transfer.n} refused prompts"
     notes = (
         f"Row: whose direction is taken away ({transfer.intervention}). Column: on whose refused prompts it is "
         "measured. Cells: effect on the refusal metric (logits) as a share of that of the column's own direction, both "
-        f"less random directions ({_said(transfer.random)} of the difference refused - complied), with 95 % bootstrap "
-        "interval. Diagonal: own, the share of that difference that the own direction removes."
+        f"less random directions ({measured(transfer.random)} of the difference refused - complied), with 95 % "
+        "bootstrap interval. Diagonal: own, the share of that difference that the own direction removes."
     )
 
     def below(row: str, column: str) -> str:
@@ -88,10 +89,6 @@ def transfer_heatmap(model: str, transfer: LayerTransfer, groups: Groups = None)
 
     title = f"{name(model, 30)}: transfer of directions, residuals_{transfer.layer}"
     return _heatmap(_Heatmap(title, line, notes, transfer.transfer, below, "share of own effect"), groups)
-
-
-def _said(measure: Measure) -> str:
-    return estimate(measure.value, (measure.low, measure.high))
 
 
 def _order(matrix: Matrix, groups: Groups) -> list[str]:

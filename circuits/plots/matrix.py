@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from circuits.plots.style import FAINT, INK, UNMEASURED, tick_names
-from circuits.wording import number
+from refusal.wording import number
 
 SCALE = "RdYlGn"
 """Red to yellow to green; always from 0 to 1."""

@@ -31,8 +31,8 @@ from circuits.plots.style import (
     tick_names,
     wrapped,
 )
-from circuits.wording import interval, number, plural
 from refusal.patching.records import MapRecord, PatchingResults, UnitRecord
+from refusal.wording import interval, number, plural
 
 SCALE = LinearSegmentedColormap.from_list("patching", [NEGATIVE, "#ffffff", POSITIVE])
 KIND_TITLES = {

@@ -27,8 +27,8 @@ from circuits.plots.style import (
     tick_names,
     wrapped,
 )
-from circuits.wording import number, plural
 from refusal.patching.records import CellComparison, MapComparison, PatchingComparison
+from refusal.wording import number, plural
 
 ALPHA = 0.05
 """Corrected p from which a difference is framed."""

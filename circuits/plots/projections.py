@@ -30,9 +30,9 @@ from circuits.plots.style import (
     tick_names,
     wrapped,
 )
-from circuits.wording import estimate
 from refusal.directions.projections import ALL, COMPLIED, REFUSED, Projection, cohen_d, projection_table
 from refusal.stats import auc_estimate
+from refusal.wording import measured
 
 COLOURS = {REFUSED: POSITIVE, COMPLIED: NEGATIVE}
 """Of the behaviours, in the order in which they are drawn."""
@@ -90,7 +90,7 @@ def _separation(projection: Projection, layer: int) -> str:
     refused, complied = (projection.values[projection.rows(ALL, each), layer] for each in (REFUSED, COMPLIED))
     values, is_refused = np.concatenate([refused, complied]), np.repeat([True, False], [len(refused), len(complied)])
     d, auc = cohen_d(values, is_refused), auc_estimate(values, is_refused)
-    return f"d {estimate(d.value, (d.low, d.high), 1)}, AUC {estimate(auc.value, (auc.low, auc.high), 3)}"
+    return f"d {measured(d, 1)}, AUC {measured(auc, 3)}"
 
 
 def projection_lines(model: str, projection: Projection) -> Figure:

@@ -24,8 +24,8 @@ from circuits.plots.style import (
     wrapped,
 )
 from circuits.summary import used_prompts_text
-from circuits.wording import estimate, interval, one_line, plural
 from refusal.schemas import Comparison
+from refusal.wording import estimate, interval, one_line, plural
 
 
 def category_order(comparison: Comparison) -> list[str]:

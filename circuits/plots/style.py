@@ -22,9 +22,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
-from circuits.wording import shorten
 from refusal.artefacts import atomic_write
 from refusal.figures import any_script
+from refusal.wording import shorten
 
 ImageFormat = Literal["png", "svg", "pdf"]
 

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from circuits.plots.style import FAINT, GRID, INK, add_axes, add_text, name, new_figure, quiet_axes, wrapped
-from circuits.wording import number, plural
+from refusal.wording import number, plural
 
 COLOURS = ("#1f6fb2", "#c8501e", "#11706b", "#6b4c9a", "#8a6100", "#8a9099")
 """Of the seeds in order; later seeds take them again."""

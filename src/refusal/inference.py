@@ -13,8 +13,6 @@ them, or a later one, does the rest (step 3).
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -33,6 +31,7 @@ from refusal.behaviour import write_behaviour
 from refusal.capture import Capture, capture, check_finite
 from refusal.config import Config, how_to_load
 from refusal.errors import ArtefactError, InputError
+from refusal.kept import plan_of
 from refusal.models import ChatModel
 from refusal.positions import READOUT_ONLY, Keep, Positions, count_rows, first_own_position
 from refusal.processes import WHOLE, Part, this_part
@@ -268,7 +267,7 @@ class Inference:
         }
         if self.keep != READOUT_ONLY:
             decisive |= {"keep": asdict(self.keep), "shard_bytes": SHARD_BYTES}
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        return plan_of(decisive)
 
     def _captured(self, rows: Sequence[int], progress: Callable[[int], object]) -> Shard:
         """Return the shard of some prompts."""

@@ -20,7 +20,8 @@ from typing import Any
 from refusal.errors import InputError
 from refusal.labels import Behaviour
 from refusal.spreadsheet import cell_text
-from refusal.untrusted import file_bytes, json_text
+from refusal.text_files import read_text
+from refusal.untrusted import json_text
 
 SYNONYMS: dict[str, Behaviour] = {
     **{str(behaviour): behaviour for behaviour in Behaviour},
@@ -59,10 +60,7 @@ def read_labels(path: Path) -> list[HumanLabel]:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"--labels: {path} ends in {path.suffix!r}; allowed are {', '.join(readers)}; rename the file")
-    try:
-        text = file_bytes(path, MOST_BYTES).decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise InputError(f"--labels: {path}: cannot be read as text ({error}); give a UTF-8 file") from error
+    text = read_text(path, MOST_BYTES, "--labels", "a UTF-8 file")
     found, findings = _checked(reader(path, text))
     if findings:
         more = f"\n... and {len(findings) - _SHOWN} more" if len(findings) > _SHOWN else ""

@@ -1,17 +1,25 @@
-"""Published numbers as records: shares with Wilson intervals, F1, Cohen's kappa, each with its 95 % interval and n."""
+"""Published numbers as records: shares with Wilson intervals, F1, Cohen's kappa; matrices of categories.
+
+Each has its 95 % interval and n; what could not be measured is null.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
 
-from refusal.schemas import Rate
-from refusal.stats import Estimate, cohen_kappa, wilson_interval
+import numpy as np
+from jaxtyping import Float
+
+from refusal.schemas import IntervalMatrix, Matrix, Measure, Rate
+from refusal.stats import Estimate, cohen_kappa, percentile_interval, wilson_interval
 
 LEVEL = 0.95
 """Coverage of every interval."""
 _Z = 1.959963984540054
 """Normal quantile that belongs to `LEVEL`."""
+LOW_CEILING = "the noise ceiling is below 0.2 or may be 0: the prompts are too few, or too alike, to tell a direction"
+"""Why a disattenuated number is null."""
 
 
 def rate(hits: Iterable[bool]) -> Rate:
@@ -20,9 +28,9 @@ def rate(hits: Iterable[bool]) -> Rate:
     return share(sum(flags), len(flags))
 
 
-def share(k: int, n: int) -> Rate:
-    """Return k / n with its Wilson interval."""
-    estimate = wilson_interval(k, n, LEVEL)
+def share(k: int, n: int, n_units: int | None = None) -> Rate:
+    """Return k / n with its Wilson interval; `n_units` as in `wilson_interval`."""
+    estimate = wilson_interval(k, n, LEVEL, n_units=n_units)
     return Rate(value=estimate.value, low=estimate.low, high=estimate.high, k=k, n=n)
 
 
@@ -79,3 +87,44 @@ def kappa_estimate(first: Sequence[Hashable], second: Sequence[Hashable]) -> Est
     variance = same + (1 - kappa) ** 2 * other - (kappa - chance * (1 - kappa)) ** 2
     half = _Z * math.sqrt(max(variance, 0.0) / n) / (1 - chance)
     return Estimate(kappa, max(-1.0, kappa - half), min(1.0, kappa + half), n, LEVEL, method)
+
+
+def as_matrix(values: Float[np.ndarray, "category category"], names: Sequence[str]) -> Matrix:
+    """Return a square array as `matrix[a][b]`, nan as null.
+
+    >>> as_matrix(np.array([[1.0, np.nan], [0.5, 1.0]]), ("a", "b"))
+    {'a': {'a': 1.0, 'b': None}, 'b': {'a': 0.5, 'b': 1.0}}
+    """
+    return {a: {b: or_none(values[i, j]) for j, b in enumerate(names)} for i, a in enumerate(names)}
+
+
+def from_matrix(values: Matrix, names: Sequence[str]) -> Float[np.ndarray, "category category"]:
+    """Return `matrix[a][b]` as an array in the order of `names`; null, and pairs that are not there, as nan."""
+    found = [[values.get(a, {}).get(b) for b in names] for a in names]
+    numbers = [[np.nan if value is None else value for value in row] for row in found]
+    return np.array(numbers, dtype=np.float64).reshape(len(names), len(names))
+
+
+def interval_matrix(
+    values: Float[np.ndarray, "category category"],
+    draws: Float[np.ndarray, "draw category category"],
+    names: Sequence[str],
+    level: float = 0.95,
+) -> IntervalMatrix:
+    """Return the percentile intervals of each entry over draws; (null, null) where it could not be computed."""
+    found: IntervalMatrix = {}
+    for i, a in enumerate(names):
+        estimates = [percentile_interval(float(values[i, j]), draws[:, i, j], 2, level) for j in range(len(names))]
+        found[a] = {b: (each.low, each.high) for b, each in zip(names, estimates, strict=True)}
+    return found
+
+
+def measure(value: float, draws: Float[np.ndarray, " draw"], n: int, missing: str = LOW_CEILING) -> Measure:
+    """Return a number with its percentile interval; where it is not finite, null with the reason `missing`."""
+    found = Measure.of(percentile_interval(float(value), draws, n))
+    return found if np.isfinite(value) else found.model_copy(update={"reason": missing})
+
+
+def or_none(value: float) -> float | None:
+    """Return a number, or None for one that is not finite."""
+    return float(value) if np.isfinite(value) else None

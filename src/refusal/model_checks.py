@@ -1,6 +1,7 @@
 """What a model must show when it loads, tried on a short prompt rather than assumed of its family.
 
 - hooks see every site in the shape it should have, and editing any site changes the logits (`check_sites`);
+- a prompt gives the same logits alone and padded in a batch, which recurrent models, for example, do not;
 - where output = input + attention + MLP does not hold, a notice says so;
 - whether attention obeys a mask per query (`masks_per_query`), which decides how variants of a prompt are run.
 """
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 PROBE_TOKENS = 6
 """Tokens of the prompt on which a model is checked."""
+PADDING = 3
+"""Tokens of padding before it, where it is checked in a batch."""
 
 
 def check_sites(model: ChatModel) -> None:
@@ -37,23 +40,26 @@ def check_sites(model: ChatModel) -> None:
 
     Raises:
         InputError: The model cannot run, a site's value is not `[batch, pos, d_model]` (heads: `[batch, pos,
-            n_heads * d_head]`), or editing it leaves the logits as they are.
+            n_heads * d_head]`), editing it leaves the logits as they are, or padding changes them.
     """
     sites = [*model.sites(), *model.head_sites()]
     probe = _by_rows if is_offloaded(model.model) else _by_gradients
-    acts, has_effect = probe(model, sites)
+    acts, has_effect, logits = probe(model, sites)
     for site in sites:
         if not has_effect[site]:
             raise _not_found(model, site, "editing it leaves the logits unchanged")
+    _require_same_when_padded(model, logits)
     _note_remainder(model, acts)
 
 
 Acts = dict[Site, Float[Tensor, "_ _ _"]]
 """Values of sites on one prompt, `[1, pos, width]`."""
+Probed = tuple[Acts, dict[Site, bool], Float[Tensor, " vocab"]]
+"""The value of each site, whether it has an effect on the logits, and the last logits of the prompt as it is."""
 
 
-def _by_gradients(model: ChatModel, sites: Sequence[Site]) -> tuple[Acts, dict[Site, bool]]:
-    """Return the value of each site, and whether a random sum of the logits has a gradient with respect to it."""
+def _by_gradients(model: ChatModel, sites: Sequence[Site]) -> Probed:
+    """Return what is found; a site has an effect if a random sum of the logits has a gradient with respect to it."""
     ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % model.vocab_size
     shifts: dict[Site, Tensor] = {}
     acts: Acts = {}
@@ -76,12 +82,13 @@ def _by_gradients(model: ChatModel, sites: Sequence[Site]) -> tuple[Acts, dict[S
         chosen = [shifts[site] for site in sites]
         gradients = torch.autograd.grad((logits * weights).sum(), chosen, allow_unused=True)
     found = zip(sites, gradients, strict=True)
-    return acts, {site: gradient is not None and bool(gradient.any()) for site, gradient in found}
+    has_effect = {site: gradient is not None and bool(gradient.any()) for site, gradient in found}
+    return acts, has_effect, logits.detach()
 
 
 @torch.no_grad()
-def _by_rows(model: ChatModel, sites: Sequence[Site]) -> tuple[Acts, dict[Site, bool]]:
-    """Return the value of each site, and whether noise there moves the logits; row N + 1 is that of site N."""
+def _by_rows(model: ChatModel, sites: Sequence[Site]) -> Probed:
+    """Return what is found; a site has an effect if noise there moves the logits; row N + 1 is that of site N."""
     ids = (torch.arange(PROBE_TOKENS, device=model.device) % model.vocab_size).repeat(len(sites) + 1, 1)
     acts: Acts = {}
 
@@ -102,7 +109,22 @@ def _by_rows(model: ChatModel, sites: Sequence[Site]) -> tuple[Acts, dict[Site, 
     uses = {site: shift(row, site) for row, site in enumerate(sites, start=1)}
     logits = _run_edited(model, ids, uses, acts)
     moved = (logits[1:] - logits[0]).abs().amax(-1) > 1e-4 * logits[0].std()
-    return acts, dict(zip(sites, moved.tolist(), strict=True))
+    return acts, dict(zip(sites, moved.tolist(), strict=True)), logits[0]
+
+
+@torch.no_grad()
+def _require_same_when_padded(model: ChatModel, alone: Float[Tensor, " vocab"]) -> None:
+    """Raise if the prompt's last logits are others in a batch in which it is padded."""
+    longer = torch.arange(PROBE_TOKENS + PADDING) % model.vocab_size
+    tokens = model.pad([longer[:PROBE_TOKENS].tolist(), longer.tolist()])
+    padded = model.forward(tokens).logits[0, -1].float()
+    off = float((padded - alone).norm() / (alone - alone.mean()).norm().clamp_min(1e-30))
+    if off > (1e-3 if model.dtype == torch.float32 else 0.5):  # experts may be chosen otherwise in 16 bits
+        raise InputError(
+            f"models: {model.name}: a prompt's logits change by {off:.0%} where it is padded in a batch, so that its "
+            f"activations would depend on other prompts; {type(model.model).__name__} does not heed the attention "
+            "mask or the positions (recurrent models do not); use a transformer"
+        )
 
 
 def _run_edited(
@@ -161,7 +183,7 @@ def _note_remainder(model: ChatModel, acts: Acts) -> None:
         worst = max(worst, float((sum(terms) - written).norm() / written.norm().clamp_min(1e-30)))
     if worst > (1e-3 if model.dtype == torch.float32 else 0.1):
         model.add_notice(
-            f"a block's output is not its input + attention + MLP (off by up to {worst:.0%} of what is written): "
+            f"a block's output is not its input + attention + MLP (off by up to {worst:.1%} of what is written): "
             "attention and MLP sites are scaled or normed before they reach the residual stream"
         )
 

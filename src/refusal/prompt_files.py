@@ -17,7 +17,7 @@ from pathlib import Path
 
 from refusal import embedded
 from refusal.errors import InputError
-from refusal.untrusted import file_bytes
+from refusal.text_files import read_text
 
 EMBEDDED = "embedded"
 """The `dataset_dir` that means the prompts that ship with the package."""
@@ -35,24 +35,6 @@ class Row:
 
     prompt: str
     category: str
-
-
-def _decode(path: Path) -> str:
-    try:
-        content = file_bytes(path, _MAX_FILE_BYTES)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"{path}: cannot be read ({reason}); allowed is a readable CSV file; check its kind and permissions"
-        ) from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise InputError(
-            f"{path}:{line}: found byte 0x{content[error.start]:02x}, which is not UTF-8; allowed is UTF-8 with or "
-            "without a byte order mark; save the file as UTF-8"
-        ) from error
 
 
 def _column_positions(header: Sequence[str], where: str) -> tuple[int, ...]:
@@ -81,7 +63,8 @@ def read_csv(path: Path) -> list[Row]:
     Raises:
         InputError: The file cannot be read, is not UTF-8, lacks a column or is malformed; names file and line.
     """
-    reader = csv.reader(io.StringIO(_decode(path), newline=""), strict=True)
+    text = read_text(path, _MAX_FILE_BYTES, allowed="a readable CSV file")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     previous_limit = csv.field_size_limit(_MAX_PROMPT_CHARACTERS)
     line = 1
     rows: list[Row] = []

@@ -63,8 +63,8 @@ class Unit:
     version: int = 1
     """Raised when the code makes other results from the same inputs."""
     fetched: Callable[[], Sequence[Path] | None] = lambda: ()
-    """More files from outside, looked for whenever they are compared, as a run may download them; None: they are not on
-    this machine, and so cannot have changed."""
+    """More files that it reads, looked for whenever they are compared, as a run may download them, or a unit write them
+    that it can do without; None: they are not on this machine, and so cannot have changed."""
     is_read_checked: Callable[[Path], bool] = lambda path: False
     """Whether whoever reads an output compares it with a checksum that another output holds."""
 

@@ -11,12 +11,13 @@ import errno
 import json
 import math
 import os
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 from safetensors import SafetensorError
 
@@ -63,11 +64,46 @@ def file_bytes(path: Path, most: int) -> bytes:
     size = path.stat().st_size
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not path.is_file():
-        raise ValueError("no regular file")
+    require_regular(path)
     if size > most:
         raise ValueError(f"{size} bytes, at most {most} are read")
     return path.read_bytes()
+
+
+def require_regular(path: Path) -> None:
+    """Raise if a path leads to a device, a pipe or a socket, which may never end; whether it is there is not asked.
+
+    Raises:
+        ValueError: It does.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError("no regular file")
+
+
+def torch_file(path: Path) -> Any:
+    """Return what `torch.save` wrote: tensors alone, or dictionaries of them; code in it does not run.
+
+    Raises:
+        OSError, UnpicklingError or another of `READ_ERRORS`: It cannot be read, or holds more than tensors.
+        ValueError: A tensor is of a kind that has no plain numbers, or would take absurdly more memory than its file.
+    """
+    import torch  # takes a while, and what reads a configuration does without
+
+    require_regular(path)
+    if is_zipfile(path):
+        check_archive(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickle's protocol number, which damaged files have
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    values = found.values() if isinstance(found, dict) else (found,)
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    if any(each.is_nested or each.layout is not torch.strided or each.device.type != "cpu" for each in tensors):
+        raise ValueError("a tensor in it is nested, sparse or without numbers")
+    # a tensor may repeat a few numbers of its storage any number of times
+    taken, size = sum(each.numel() * each.element_size() for each in tensors), path.stat().st_size
+    if taken > max(_LEAST_INFLATED, MOST_INFLATION * size):
+        raise ValueError(f"tensors of {taken} bytes in a file of {size}")
+    return found
 
 
 def json_text(text: str) -> Any:
@@ -109,6 +145,7 @@ def safetensors_header(path: Path) -> dict[str, TensorEntry]:
         OSError: It cannot be read.
         ValueError: The header is no such header, or promises what the file has not.
     """
+    require_regular(path)
     size = path.stat().st_size
     with path.open("rb") as handle:
         n_header = int.from_bytes(handle.read(8), "little")
@@ -141,6 +178,7 @@ def check_archive(path: Path) -> None:
         OSError, BadZipFile: It cannot be read, or is none.
         ValueError: It holds too much, or an array in it claims more numbers than there are.
     """
+    require_regular(path)
     most = max(_LEAST_INFLATED, MOST_INFLATION * path.stat().st_size)
     with ZipFile(path) as archive:
         inflated = sum(entry.file_size for entry in archive.infolist())

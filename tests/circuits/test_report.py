@@ -31,11 +31,11 @@ from circuits.page import html_page
 from circuits.page_data import STEPS, PageData, Texts, matrices, page_data, script_json
 from circuits.report import build_report, write_reports
 from circuits.summary import WIDTH, summary_text
-from circuits.wording import one_line, shorten
 from refusal.artefacts import ResultPaths, write_text
 from refusal.config import ReportConfig
 from refusal.errors import ArtefactError
 from refusal.schemas import Report
+from refusal.wording import one_line, shorten
 
 SMALL = replace(MONOLITHIC, model="tiny/model", categories=("hate", "self-harm"), groups=(("hate", "self-harm"),))
 

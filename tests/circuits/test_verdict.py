@@ -38,6 +38,16 @@ def test_site_transfer_by_hand():
     assert result.mean_transfer(np.array([True, True]))[0] == pytest.approx((0.25 + 0.1) / 2)
 
 
+def test_mean_transfer_counts_what_strengthens_another_refusal_as_nothing_shared():
+    effect = EFFECT.copy()
+    effect[0, 0, 2:] = [-3.0, -1.0]  # A on B: -2 - 1 = -3 of 8
+    result = site_transfer(SiteEffects(SITE, effect, RANDOM, INDUCED), GAP, PROMPTS, plain_weights(PROMPTS, 1))
+    assert result.transfer[0][0, 1] == pytest.approx(-3 / 8)
+    assert result.mean_transfer(np.array([True, True]))[0] == pytest.approx(0.1 / 2)
+    negative = np.array([[False, False], [True, False]])  # of the data as they are, say: B on A
+    assert result.mean_transfer(np.array([True, True]), negative)[0] == pytest.approx(-3 / 8 / 2)
+
+
 def test_mean_transfer_when_a_category_is_not_usable_leaves_its_column_out():
     assert measured().mean_transfer(np.array([False, True]))[0] == pytest.approx(0.25)
 
@@ -115,6 +125,22 @@ def test_decide_when_draws_straddle_a_threshold_is_undetermined_and_says_the_lea
     assert decision.verdict is Verdict.UNDETERMINED
     assert decision.leaning is Verdict.MONOLITHIC
     assert decision.share == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("mean", "together", "stability", "expected"),
+    [
+        (Verdict.MODULAR, 0.53, 0.9, Verdict.PARTIALLY_MODULAR),
+        (Verdict.MODULAR, 0.53, 0.89, Verdict.UNDETERMINED),
+        (Verdict.MODULAR, 0.49, 1.0, Verdict.MODULAR),
+        (Verdict.PARTIALLY_MODULAR, 0.49, 1.0, Verdict.UNDETERMINED),
+        (Verdict.PARTIALLY_MODULAR, 0.5, 0.0, Verdict.PARTIALLY_MODULAR),
+        (Verdict.MONOLITHIC, 0.2, 1.0, Verdict.UNDETERMINED),
+        (Verdict.UNDETERMINED, 0.2, 1.0, Verdict.UNDETERMINED),
+    ],
+)
+def test_groups_complete_or_contradict_the_mean_transfer(mean, together, stability, expected):
+    assert verdict.with_groups(mean, together, stability, 0.5) is expected
 
 
 def test_decide_when_nearly_all_draws_agree_gives_their_verdict():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 
 from circuits.circuit_stage import discover_circuits
@@ -13,7 +15,8 @@ from circuits.compare_stage import compare_categories
 from circuits.job import main
 from refusal import embedded
 from refusal.artefacts import ResultPaths
-from refusal.config import load
+from refusal.config import Config, load
+from refusal.models import ChatModel
 from refusal.schemas import Comparison, RefusalLabels
 
 MODEL = "planted/modular"
@@ -57,9 +60,36 @@ def test_one_category_under_two_names_is_one_mechanism_even_in_a_modular_model(t
     assert len(found.groups) == 1
 
 
-def test_shuffled_labels_give_no_verdict(tmp_path):
-    config = load(run(tmp_path, "embedded", ["inference", "saes"]))
-    paths = ResultPaths(Path(config.result_dir))
+@pytest.fixture(scope="module")
+def with_saes(tmp_path_factory):
+    """Return the folder of a run whose circuits are still to be found."""
+    folder = tmp_path_factory.mktemp("saes")
+    run(folder, "embedded", ["inference", "saes"])
+    return folder
+
+
+def copied(source: Path, folder: Path) -> tuple[Config, ResultPaths]:
+    """Return configuration and results of a run, copied into another folder."""
+    shutil.copytree(source / "results", folder / "results")
+    paths = ResultPaths(folder / "results")
+    return load(source / "run.yaml").model_copy(update={"result_dir": str(paths.root)}), paths
+
+
+def test_without_neurons_nothing_is_called_modular(with_saes, tmp_path, monkeypatch):
+    config, paths = copied(with_saes, tmp_path)
+    monkeypatch.setattr(ChatModel, "neuron_sites", lambda _: [])
+    discover_circuits(config, MODEL, paths)
+    compare_categories(config, MODEL, paths)
+    found = comparison(tmp_path)
+    assert found.decisive_site.startswith("residuals")
+    assert found.average_similarity < 0.3
+    assert found.verdict == "UNDETERMINED"
+    assert "may meet in a later block" in found.reason
+    assert any("no neurons of a block" in notice for notice in found.notices)
+
+
+def test_shuffled_labels_give_no_verdict(with_saes, tmp_path):
+    config, paths = copied(with_saes, tmp_path)
     file = paths.refusal_labels(MODEL)
     labels = RefusalLabels.load(file)
     generator = np.random.default_rng(0)

@@ -188,7 +188,7 @@ def test_too_few_refusals_are_told_with_their_number(tmp_path):
         ({"directions": {"coefficients": [1, 0.5]}}, "doses must ascend"),
         ({"directions": {"steer_at": "end"}}, "directions.steer_at"),
         ({"directions": {"control": 3}}, "did you mean controls"),
-        ({"directions": {"text_file": "nowhere.txt"}}, "directions.text_file: nowhere.txt cannot be read"),
+        ({"directions": {"text_file": "nowhere.txt"}}, "directions.text_file: nowhere.txt: cannot be read"),
     ],
 )
 def test_bad_input_is_told_before_a_model_loads(tmp_path, capsys, keys, said):

@@ -13,7 +13,7 @@ import torch
 import yaml
 from synthetic_results import MONOLITHIC, circuit, write_results
 
-from circuits.job import patching_main
+from circuits.job import directions_main, patching_main
 from circuits.page import html_page
 from circuits.page_data import Texts
 from circuits.patching.figures import FIGURES, figure_paths
@@ -169,13 +169,50 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_results(study, tmp
     assert results(folder) == wanted
 
 
+def test_the_direction_that_the_directions_stage_chose_is_taken_and_a_changed_one_is_noticed(study, tmp_path, capsys):
+    folder, alone = tmp_path / "directed", {"models": [MODEL], "patching": {"compare": []}}
+    shutil.copytree(study, folder)
+    few = {"directions": {"coefficients": [1], "controls": 0, "test_prompts": 4, "contrasts": [], "steer_at": "all"}}
+    few["analysis"] = {"bootstrap": 100, "permutations": 0}
+    assert directions_main(["--config", str(write_config(folder, **alone, **few))]) == 0
+    before, paths = stamps(folder), ResultPaths(folder / "results")
+    assert run(folder, **alone) == 0
+    chosen = json.loads((paths.directions(MODEL) / "direction_metadata.json").read_text())
+    source = f"direction.pt (position {chosen['pos']}, layer {chosen['layer']} as published)"
+    site, found = f"residuals_{chosen['layer'] - 1}", results(folder)
+    (notice,) = [each for each in found.notices if "refusal direction is" in each]
+    assert f"directions/planted__monolithic/{source}" in notice
+    assert float(notice.split(" is ")[-1]) > 0.5, "cosine with the difference in means of the pairs"
+    assert found.direction_site == site
+    until = [w for w in found.writes if w.head is None and w.layer < chosen["layer"]]
+    assert sum(w.to_direction.value for w in until) == pytest.approx(1, abs=1e-4)
+    clamped = next(each for each in found.clamping if each.what == "direction")
+    assert clamped.site == site
+    assert source in clamped.source
+    assert (clamped.doses[1].suppress.refusal.value, clamped.doses[2].force.refusal.value) == (0, 1)
+    now = stamps(folder)
+    assert all(now[name] == before[name] for name in before if "/maps/" in name or name.endswith("_heads.json"))
+    assert run(folder, **alone) == 0
+    assert stamps(folder) == now
+    capsys.readouterr()
+    (paths.directions(MODEL) / "direction_metadata.json").write_text(json.dumps({**chosen, "layer": 1}))
+    assert run(folder, "--dry-run", **alone) == 0
+    assert "direction_metadata.json changed" in capsys.readouterr().out
+    shutil.rmtree(paths.directions(MODEL))
+    assert run(folder, **alone) == 0
+    assert results(folder) == results(study), "without a direction the difference in means serves"
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
         ({"patching": {"pairs": "none.csv"}}, "patching.pairs: none.csv: cannot be read"),
         ({"patching": {"pairs": "pairs.txt"}}, "allowed are data, embedded, or the path of a .csv or .json file"),
         ({"patching": {"compare": [[MODEL, "planted/moduler"]]}}, "did you mean planted/modular?"),
-        ({"patching": {"direction": "nowhere"}}, "no direction.pt and no direction_metadata.json"),
+        (
+            {"patching": {"direction": "nowhere"}},
+            "patching.direction: nowhere: does not exist; give a folder with direction.pt and",
+        ),
         ({"patching": {"n_pair": 3}}, "did you mean n_pairs?"),
         ({"patching": {"modes": ["denoise"], "ablations": ["zero"]}}, "zeros restore nothing"),
     ],

@@ -67,12 +67,13 @@ def test_its_sites_are_checked_too(spread):
 def test_the_check_of_offloaded_models_finds_what_the_other_finds(tiny_model, family):
     model = tiny_model(family)
     sites = [*model.sites(), *model.head_sites()]
-    (acts, effects), (wanted, has_gradient) = (
+    (acts, effects, logits), (wanted, has_gradient, plain) = (
         model_checks._by_rows(model, sites),
         model_checks._by_gradients(model, sites),
     )
     assert effects == has_gradient == dict.fromkeys(sites, True)
     # the first row of the one is never edited; the other adds zero
+    torch.testing.assert_close(logits, plain, atol=1e-5, rtol=1e-5)
     for site in sites:
         torch.testing.assert_close(acts[site], wanted[site], atol=1e-5, rtol=1e-5)
 

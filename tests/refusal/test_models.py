@@ -420,6 +420,25 @@ def test_check_sites_when_an_edit_has_no_effect_says_which_site(monkeypatch):
         model.check_sites()
 
 
+def test_check_sites_when_padding_changes_what_a_prompt_gives_refuses_the_model():
+    torch.manual_seed(0)
+    config = transformers.RwkvConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2)  # recurrent, with no mask
+    model = ChatModel("r", transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32), make_tokenizer())
+    with pytest.raises(InputError, match=r"r: a prompt's logits change by \d+% where it is padded in a batch"):
+        model.check_sites()
+
+
+def test_check_sites_when_mask_and_positions_are_ignored_refuses_the_model(monkeypatch):
+    model = make_model("llama")
+    for weight in model.model.parameters():
+        weight.data.mul_(5)  # as new, attention hardly tells tokens apart
+    model.check_sites()
+    forward = model.model.forward
+    monkeypatch.setattr(model.model, "forward", lambda *, input_ids, **rest: forward(input_ids))
+    with pytest.raises(InputError, match="does not heed the attention mask or the positions"):
+        model.check_sites()
+
+
 def test_check_sites_when_writers_are_scaled_gives_a_notice():
     config = transformers.GraniteConfig(
         vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
@@ -427,7 +446,7 @@ def test_check_sites_when_writers_are_scaled_gives_a_notice():
     )  # fmt: skip
     model = ChatModel("g", transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32), make_tokenizer())
     model.check_sites()
-    assert "off by up to 100% of what is written" in model.notices[0]
+    assert "off by up to 100.0% of what is written" in model.notices[0]
 
 
 def test_masks_per_query_when_attention_ignores_the_mask_is_false(monkeypatch):

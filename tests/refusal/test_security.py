@@ -450,6 +450,13 @@ def test_a_tensor_that_repeats_one_number_without_end_is_refused(tmp_path):
         read_tensors(tmp_path / "w.pt")
 
 
+@pytest.mark.parametrize("name", ["w.pt", "w.npz", "w.safetensors"])
+def test_a_pipe_in_the_place_of_weights_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ArtefactError, match=r"not readable .*no regular file"):
+        read_tensors(tmp_path / name)
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, "\ud800", "", "nul"])
 def test_json_of_absurd_depth_or_numbers_is_a_plain_error(tmp_path, text):
     path = tmp_path / "x.json"

@@ -1,4 +1,4 @@
-"""`sbatch`, `scancel` and `scontrol requeue` as Slurm 22.05 answered, with jobs as local processes.
+"""`sbatch`, `scancel`, `scontrol release` and `scontrol requeue` as Slurm 22.05 answered, with jobs as local processes.
 
 For machines on which a real Slurm (`mini_slurm`) cannot be started. Long options only, which is how ours are written. A
 job inherits the variables of the shell that handed it in and begins in its folder.
@@ -17,7 +17,7 @@ from emulated_queue import Job, Queue, Refused, answering
 PARTITIONS = ("main",)
 OPTIONS = {
     *("job-name", "nodes", "ntasks", "cpus-per-task", "mem", "gres", "time", "array", "output", "open-mode", "requeue"),
-    *("signal", "partition", "account", "dependency", "kill-on-invalid-dep", "parsable", "constraint"),
+    *("signal", "partition", "account", "dependency", "kill-on-invalid-dep", "parsable", "constraint", "hold"),
 }
 
 
@@ -67,7 +67,7 @@ def scancel(folder: str, arguments: list[str]) -> int:
 
 
 def scontrol(folder: str, arguments: list[str]) -> int:
-    """Hand a running job in again."""
+    """Hand a running job in again, or release a held one."""
     return answering(_scontrol, folder, arguments)
 
 
@@ -84,6 +84,7 @@ def _sbatch(folder: Path, arguments: list[str]) -> str:
         name=asked.get("job-name", Path(script).name),
         tasks=_tasks(asked["array"]) if "array" in asked else None,
         needs=_needed(queue, asked["dependency"]) if "dependency" in asked else None,
+        is_held="hold" in asked,
         goes_when_needs_fail=asked.get("kill-on-invalid-dep") == "yes",
         output=asked.get("output", "slurm-%A_%a.out" if "array" in asked else "slurm-%j.out"),
     )
@@ -139,9 +140,9 @@ def _scancel(folder: Path, arguments: list[str]) -> str:
 def _scontrol(folder: Path, arguments: list[str]) -> str:
     queue = EmulatedSlurm(folder)
     command, number = arguments
-    if command != "requeue":
+    if command not in ("requeue", "release"):
         raise Refused(1, f"invalid keyword: {command}")
     job = queue.job(int(number))
-    job.is_requeued = True
+    job.is_held, job.is_requeued = False, command == "requeue"
     queue.save(job)
     return ""

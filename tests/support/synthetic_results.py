@@ -313,6 +313,7 @@ def _without_verdict(world: World) -> dict[str, Any]:
             "commit_share": 0.5,
             "min_necessity": 0.1,
             "min_share_necessary": 0.8,
+            "stable_groups": 0.9,
             "min_lean": 0.8,
         },
         "baseline": _baseline(world),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from refusal.config.types import Int, Number, Section, Text
+from refusal.config.types import Int, Number, Section, Text, listed_once
 from refusal.usable_text import local_path
 
 SOURCES = ("data", "embedded")
@@ -72,7 +72,8 @@ class PatchingConfig(Section):
     )
     direction: Text | None = Field(
         default=None,
-        description="Folder with direction.pt and direction_metadata.json; null: the difference in means of the pairs.",
+        description="Folder with direction.pt and direction_metadata.json; null: that of the directions stage "
+        "in the same result folder, or else the difference in means of the pairs.",
     )
     strengths: tuple[Number, ...] = Field(
         default=(-1.0, 0.0, 0.25, 0.5, 0.75, 1.0, 2.0),
@@ -88,13 +89,7 @@ class PatchingConfig(Section):
     )
     latex: bool = Field(default=False, description="Write the tables as LaTeX too.")
 
-    @field_validator("modes", "ablations", "kinds", "clamp", "strengths", "compare")
-    @classmethod
-    def _listed_once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        twice = [item for item in value if value.count(item) > 1]
-        if twice:
-            raise ValueError(f"{str(twice[0])!r} is listed twice")
-        return value
+    _listed_once = field_validator("modes", "ablations", "kinds", "clamp", "strengths", "compare")(listed_once)
 
     @field_validator("pairs")
     @classmethod

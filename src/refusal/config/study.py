@@ -34,7 +34,7 @@ from refusal.config.sections import (
     SiteName,
     TrackingConfig,
 )
-from refusal.config.types import AutoInt, Int, Prose, Section, Seed, Text
+from refusal.config.types import AutoInt, Int, Prose, Section, Seed, Text, listed_once
 from refusal.errors import InputError
 from refusal.usable_text import check_told_apart, local_path
 from refusal.yaml_file import Location, read_value, read_yaml
@@ -116,13 +116,9 @@ class Config(Section):
     @field_validator("categories", "models", "activation_layers", "stages")
     @classmethod
     def _listed_once(cls, value: Any) -> Any:
-        if isinstance(value, tuple):
-            if not value:
-                raise ValueError("the list is empty")
-            twice = [item for item in value if value.count(item) > 1]
-            if twice:
-                raise ValueError(f"{str(twice[0])!r} is listed twice")
-        return value
+        if value == ():
+            raise ValueError("the list is empty")
+        return listed_once(value)
 
     @field_validator("models")
     @classmethod

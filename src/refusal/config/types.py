@@ -17,6 +17,14 @@ def no_truth_value(value: Any) -> Any:
     return value
 
 
+def listed_once(value: Any) -> Any:
+    """Refuse a list in which something stands twice."""
+    twice = [item for item in value if value.count(item) > 1] if isinstance(value, tuple) else []
+    if twice:
+        raise ValueError(f"{str(twice[0])!r} is listed twice")
+    return value
+
+
 Int = Annotated[int, BeforeValidator(no_truth_value)]
 Number = Annotated[float, BeforeValidator(no_truth_value)]
 AutoInt = Literal["auto"] | Annotated[Int, Field(ge=1)]

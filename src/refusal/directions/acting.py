@@ -10,10 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from refusal.directions.candidates import Direction
 from refusal.directions.schemas import AblateTo, RegionTrial
 from refusal.steering.directional import Ablation, Addition, Intervention, Reference
@@ -92,11 +88,3 @@ def choose_coefficient(induced: Mapping[float, float]) -> float:
 
 
 _WIDTH = {Region.ALL: 2, Region.ANSWER: 1, Region.READOUT: 0}
-
-
-def random_directions(direction: Direction, n: int, seed: int) -> Float[Tensor, "draw d_model"]:
-    """Return random directions, uniform over the sphere of the direction's norm, float64."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(n, len(direction.raw), generator=generator, dtype=torch.float64)
-    scaled: Tensor = drawn / drawn.norm(dim=-1, keepdim=True) * direction.norm
-    return scaled

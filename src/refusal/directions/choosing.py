@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from refusal.directions.acting import ENOUGH_INDUCED, Acting, choose_coefficient, choose_region
 from refusal.directions.candidates import MeanDiffs
-from refusal.directions.judging import Answerer
+from refusal.directions.judging import MaterialAnswerer
 from refusal.directions.material import Material
 from refusal.directions.schemas import AblateTo, Filters, RegionTrial, Selection
 from refusal.directions.scoring import Scorer, Validation
@@ -50,7 +50,7 @@ def complied_reference(material: Material) -> Reference:
 
 
 def select(
-    answerer: Answerer, mean_diffs: MeanDiffs, left: Mapping[AblateTo, Reference | None], plan: str
+    answerer: MaterialAnswerer, mean_diffs: MeanDiffs, left: Mapping[AblateTo, Reference | None], plan: str
 ) -> Selection:
     """Return the scores of all candidates, the selected one and where it acts.
 
@@ -99,7 +99,7 @@ def select(
 
 
 def try_regions(
-    answerer: Answerer, acting: Acting, refused: list[int], complied: list[int]
+    answerer: MaterialAnswerer, acting: Acting, refused: list[int], complied: list[int]
 ) -> dict[Region, RegionTrial]:
     """Return what ablation and addition do when they act in each region.
 
@@ -112,7 +112,7 @@ def try_regions(
     trials = {}
     for region in Region:
         there = acting.at(region)
-        ablated = answerer.answer(refused, 1, same(there.ablation()))[0]
+        ablated = answerer.answer(answerer.material.asked(refused), 1, same(there.ablation()))[0]
         trials[region] = RegionTrial(
             removed=sum(answer.behaviour is Behaviour.COMPLIED for answer in ablated) / len(ablated),
             induced=_induced(answerer, there, complied, 1.0),
@@ -121,7 +121,7 @@ def try_regions(
 
 
 def try_coefficients(
-    answerer: Answerer, acting: Acting, complied: list[int], coefficients: Sequence[float]
+    answerer: MaterialAnswerer, acting: Acting, complied: list[int], coefficients: Sequence[float]
 ) -> dict[float, float]:
     """Return the share of complied prompts that addition turns into refusals, by coefficient: 1, then larger ones.
 
@@ -139,6 +139,6 @@ def try_coefficients(
     return found
 
 
-def _induced(answerer: Answerer, acting: Acting, complied: list[int], coefficient: float) -> float:
-    added = answerer.answer(complied, 1, same(acting.addition(coefficient)))[0]
+def _induced(answerer: MaterialAnswerer, acting: Acting, complied: list[int], coefficient: float) -> float:
+    added = answerer.answer(answerer.material.asked(complied), 1, same(acting.addition(coefficient)))[0]
     return sum(answer.behaviour is Behaviour.REFUSED for answer in added) / len(added)

@@ -18,8 +18,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from refusal.directions.geometry_records import NeededDirections, Spectrum, measure
+from refusal.directions.geometry_records import NeededDirections, Spectrum
 from refusal.directions.products import Products, Sides
+from refusal.measures import measure
 from refusal.schemas import Measure
 
 MOST = 0.9

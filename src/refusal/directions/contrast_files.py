@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from refusal.errors import InputError
-from refusal.untrusted import file_bytes
+from refusal.text_files import read_text
 
 TEXT_KEYS = ("text", "prompt", "instruction", "sentence", "statement")
 """What the text may be called."""
@@ -68,22 +68,7 @@ def read_records(path: Path, needs_label: bool) -> list[ContrastRecord]:
 
 
 def _content(path: Path) -> str:
-    try:
-        content = file_bytes(path, _MOST_BYTES)
-    except ValueError as error:
-        raise InputError(f"contrast: {path}: {error}; give a smaller text file") from error
-    except OSError as error:
-        raise InputError(
-            f"contrast: {path}: cannot be read ({error.strerror}); allowed is a CSV, JSON, JSONL or TXT file; check "
-            "its name, kind and permissions"
-        ) from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise InputError(
-            f"contrast: {path}:{line}: found byte 0x{content[error.start]:02x}, which is not UTF-8; save it as UTF-8"
-        ) from error
+    text = read_text(path, _MOST_BYTES, "contrast", "a CSV, JSON, JSONL or TXT file")
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise InputError(f"contrast: {path}:{line}: found a NUL byte, so this is no text file; save it as UTF-8 text")

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal.directions.acting import Acting
-from refusal.directions.judging import Answerer
+from refusal.directions.judging import MaterialAnswerer
 from refusal.directions.schemas import DoseCurve, DosePoint
 from refusal.directions.splits import Part
 from refusal.labels import Behaviour
@@ -51,7 +51,7 @@ class Varied:
         """Doses times vectors."""
         return len(self.doses) * len(self.vectors)
 
-    def __call__(self, variants: Int[Tensor, " row"]) -> list[Intervention]:
+    def __call__(self, variants: Int[Tensor, " row"], prompts: Int[Tensor, " row"]) -> list[Intervention]:
         """Return the interventions of a batch: each row its own vector in its own dose."""
         acting, n = self.acting, len(self.vectors)
         vectors = self.vectors[variants % n][:, None]
@@ -62,7 +62,9 @@ class Varied:
         return [Ablation(units, acting.references[acting.ablate_to], dose, acting.region)]
 
 
-def dose_curve(name: CurveName, answerer: Answerer, acting: Acting, random: Float[Tensor, "draw d_model"]) -> DoseCurve:
+def dose_curve(
+    name: CurveName, answerer: MaterialAnswerer, acting: Acting, random: Float[Tensor, "draw d_model"]
+) -> DoseCurve:
     """Return one dose-response curve on test prompts.
 
     Args:
@@ -77,7 +79,7 @@ def dose_curve(name: CurveName, answerer: Answerer, acting: Acting, random: Floa
     sign = -1.0 if name == "subtraction" else 1.0
     doses = AMOUNTS if name == "ablation" else tuple(sign * dose for dose in (0.0, *material.settings.coefficients))
     varied = Varied(acting, torch.cat([acting.direction.raw[None], random]), doses, name == "ablation")
-    answers = answerer.answer(rows, varied.n_variants, varied)
+    answers = answerer.answer(material.asked(rows), varied.n_variants, varied)
     metric = measure(
         material.runs,
         material.tokens(rows),

@@ -7,8 +7,9 @@ direction_metadata.json    {"pos": negative, "layer": number of a block}
 ```
 
 `mean_diffs[p, l]` is read at the *input* of block l: the output of block l - 1, and of the embedding for l = 0. Ours
-are after each block, so the last block's output is not in this layout; `to_published` and `from_published` are the only
-places that convert. Files are read as plain tensors (`weights_only`), never as pickled objects.
+are after each block, so the last block's output is not in this layout; `to_published`, `write_published` and
+`read_direction` are the only places that convert. Files are read as plain tensors (`weights_only`), never as pickled
+objects.
 Source: https://github.com/andyrdt/refusal_direction.
 """
 
@@ -20,16 +21,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from refusal.artefacts import atomic_write, write_json
-from refusal.directions.candidates import Contrast, Direction, MeanDiffs
+from refusal.directions.candidates import Direction, MeanDiffs
 from refusal.errors import InputError
-from refusal.untrusted import READ_ERRORS, check_archive, first_line, json_file
+from refusal.untrusted import READ_ERRORS, first_line, json_file, torch_file
 
 MEAN_DIFFS, DIRECTION, METADATA = "mean_diffs.pt", "direction.pt", "direction_metadata.json"
 EVALUATIONS = "direction_evaluations.json"
@@ -70,21 +70,6 @@ def to_published(mean_diffs: MeanDiffs) -> Float[Tensor, "pos layer d_model"]:
     return torch.cat([mean_diffs.embedding[:, None], mean_diffs.values[:, :-1]], dim=1)
 
 
-def from_published(published: Published) -> MeanDiffs:
-    """Return the candidates of a published folder as ours; what the last block adds is not known, and not in them.
-
-    Their contrast is the published one; how many prompts they rest on is not in the files, and given as 0.
-    """
-    values = published.mean_diffs.double()
-    positions = tuple(range(-len(values), 0))
-    return MeanDiffs(values[:, 1:], values[:, 0], positions, 0, 0, Contrast.DATASET_LABEL)
-
-
-def direction_of(published: Published) -> Direction:
-    """Return the direction of a published folder as ours."""
-    return Direction(published.direction.double(), published.pos, published.layer - 1, "harmful - harmless")
-
-
 def write_published(folder: Path, mean_diffs: MeanDiffs, position: int, layer: int) -> list[Path]:
     """Write the candidates and the selected one in the published layout; return the paths.
 
@@ -121,13 +106,9 @@ def read_published(folder: Path) -> Published:
     Raises:
         InputError: A file is missing, unreadable, of another shape, or the files do not fit together.
     """
-    if not folder.is_dir():
-        found = "is a file" if folder.exists() else "does not exist"
-        raise InputError(f"{folder}: {found}; give a folder with {MEAN_DIFFS}, {DIRECTION} and {METADATA}")
+    _require_folder(folder, f"{MEAN_DIFFS}, {DIRECTION} and {METADATA}")
     mean_diffs = _load_tensor(folder / MEAN_DIFFS, 3, "[n_positions, n_layers, d_model]")
-    direction = _load_tensor(folder / DIRECTION, 1, "[d_model]")
-    metadata = _load_json(folder / METADATA)
-    pos, layer = (_index(metadata, key, folder / METADATA) for key in ("pos", "layer"))
+    direction, pos, layer = _load_selected(folder)
     n_positions, n_layers, d_model = mean_diffs.shape
     if not -n_positions <= pos < 0 or not 0 <= layer < n_layers:
         raise InputError(
@@ -142,11 +123,41 @@ def read_published(folder: Path) -> Published:
     return Published(mean_diffs, direction, pos, layer)
 
 
+def read_direction(folder: Path) -> Direction:
+    """Return the direction of a folder that need not hold the other candidates, as ours.
+
+    Raises:
+        InputError: A file is missing, unreadable or of another shape, or the place cannot be.
+    """
+    _require_folder(folder, f"{DIRECTION} and {METADATA}")
+    direction, pos, layer = _load_selected(folder)
+    if pos >= 0 or layer < 0:
+        raise InputError(
+            f"{folder / METADATA}: pos {pos}, layer {layer}: pos counts from the end of the prompt and is negative, "
+            "layer is the number of a block"
+        )
+    if not direction.any():
+        raise InputError(f"{folder / DIRECTION}: all numbers are 0; that is no direction; get the file anew")
+    return Direction(direction.double(), pos, layer - 1, "harmful - harmless")
+
+
+def _require_folder(folder: Path, files: str) -> None:
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"{folder}: {found}; give a folder with {files}")
+
+
+def _load_selected(folder: Path) -> tuple[Float[Tensor, " d_model"], int, int]:
+    """Return the selected direction, its position and its layer as published."""
+    direction = _load_tensor(folder / DIRECTION, 1, "[d_model]")
+    metadata = _load_json(folder / METADATA)
+    pos, layer = (_index(metadata, key, folder / METADATA) for key in ("pos", "layer"))
+    return direction, pos, layer
+
+
 def _load_tensor(path: Path, n_dimensions: int, shape: str) -> Tensor:
     try:
-        if is_zipfile(path):
-            check_archive(path)
-        found = torch.load(path, weights_only=True, map_location="cpu")
+        found = torch_file(path)
     except FileNotFoundError as error:
         raise InputError(
             f"{path}: not found; the published layout has {MEAN_DIFFS}, {DIRECTION}, {METADATA}"

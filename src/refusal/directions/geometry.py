@@ -21,9 +21,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal.directions.components import needed_directions, spectrum
-from refusal.directions.geometry_records import LayerGeometry, as_matrix, interval_matrix, measure, or_none
+from refusal.directions.geometry_records import LayerGeometry
 from refusal.directions.products import Products, Sides, off_diagonal_mean, products
 from refusal.directions.subspaces import compare_subspaces
+from refusal.measures import as_matrix, interval_matrix, measure, or_none
 
 MIN_PROMPTS = 4
 """Prompts a side of a category needs: two in each half."""

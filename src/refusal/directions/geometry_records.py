@@ -6,18 +6,10 @@ means that a number could not be measured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-from jaxtyping import Float
 from pydantic import Field
 
 from refusal.record import Record
 from refusal.schemas import IntervalMatrix, Matrix, Measure
-from refusal.stats import percentile_interval
-
-LOW_CEILING = "the noise ceiling is below 0.2 or may be 0: the prompts are too few, or too alike, to tell a direction"
-"""Why a disattenuated number is null."""
 
 
 class Spectrum(Record):
@@ -147,44 +139,3 @@ class Specificity(Record):
     permutations: int
     notices: tuple[str, ...] = Field(description="What the user should know about the set and the model.")
     layers: tuple[LayerSpecificity, ...]
-
-
-def as_matrix(values: Float[np.ndarray, "category category"], names: Sequence[str]) -> Matrix:
-    """Return a square array as `matrix[a][b]`, nan as null.
-
-    >>> as_matrix(np.array([[1.0, np.nan], [0.5, 1.0]]), ("a", "b"))
-    {'a': {'a': 1.0, 'b': None}, 'b': {'a': 0.5, 'b': 1.0}}
-    """
-    return {a: {b: or_none(values[i, j]) for j, b in enumerate(names)} for i, a in enumerate(names)}
-
-
-def from_matrix(values: Matrix, names: Sequence[str]) -> Float[np.ndarray, "category category"]:
-    """Return `matrix[a][b]` as an array in the order of `names`; null, and pairs that are not there, as nan."""
-    found = [[values.get(a, {}).get(b) for b in names] for a in names]
-    numbers = [[np.nan if value is None else value for value in row] for row in found]
-    return np.array(numbers, dtype=np.float64).reshape(len(names), len(names))
-
-
-def interval_matrix(
-    values: Float[np.ndarray, "category category"],
-    draws: Float[np.ndarray, "draw category category"],
-    names: Sequence[str],
-    level: float = 0.95,
-) -> IntervalMatrix:
-    """Return the percentile intervals of each entry over draws; (null, null) where it could not be computed."""
-    found: IntervalMatrix = {}
-    for i, a in enumerate(names):
-        estimates = [percentile_interval(float(values[i, j]), draws[:, i, j], 2, level) for j in range(len(names))]
-        found[a] = {b: (each.low, each.high) for b, each in zip(names, estimates, strict=True)}
-    return found
-
-
-def measure(value: float, draws: Float[np.ndarray, " draw"], n: int, missing: str = LOW_CEILING) -> Measure:
-    """Return a number with its percentile interval; where it is not finite, null with the reason `missing`."""
-    found = Measure.of(percentile_interval(float(value), draws, n))
-    return found if np.isfinite(value) else found.model_copy(update={"reason": missing})
-
-
-def or_none(value: float) -> float | None:
-    """Return a number, or None for one that is not finite."""
-    return float(value) if np.isfinite(value) else None

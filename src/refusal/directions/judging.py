@@ -1,31 +1,19 @@
-"""Answers under interventions and what the model did in them, told by the detector or judge of the configuration."""
+"""Answers to a model's prompts under interventions, and shares of what the model did in them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from refusal.directions.material import Material
 from refusal.directions.schemas import Behaviours
 from refusal.labels import Behaviour
-from refusal.labels.telling import tell
 from refusal.measures import rate
-from refusal.steering.run import Response, Vary, respond
+from refusal.steering.answering import Answerer
 
 
-@dataclass(frozen=True)
-class Judged:
-    """One answer."""
-
-    response: Response
-    text: str
-    behaviour: Behaviour
-    """What the model did."""
-
-
-class Answerer:
-    """Makes and judges answers to the prompts of a model.
+class MaterialAnswerer(Answerer):
+    """Answers to the prompts that directions are made of.
 
     Args:
         material: The prompts.
@@ -33,33 +21,8 @@ class Answerer:
     """
 
     def __init__(self, material: Material, kept: Path) -> None:
+        super().__init__(material.runs, material.config, kept)
         self.material = material
-        self._kept = kept
-
-    def answer(self, rows: Sequence[int], n_variants: int, vary: Vary) -> list[list[Judged]]:
-        """Return judged answers, `[variant][prompt]`, to some prompts under every variant of an intervention.
-
-        Raises:
-            InputError: The configured judge is no model that can judge.
-        """
-        material = self.material
-        found = respond(material.runs, material.tokens(rows), n_variants, vary, material.config.max_new_tokens)
-        prefix = material.openers.answer_prefix
-        texts = [[response.text(material.model, prefix) for response in of_variant] for of_variant in found]
-        prompts = [material.texts[row] for row in rows]
-        pairs = [pair for of_variant in texts for pair in zip(prompts, of_variant, strict=True)]
-        behaviours = iter(self._behaviours(pairs))
-        return [
-            [Judged(response, text, next(behaviours)) for response, text in zip(*of_variant, strict=True)]
-            for of_variant in zip(found, texts, strict=True)
-        ]
-
-    def _behaviours(self, answered: Sequence[tuple[str, str]]) -> list[Behaviour]:
-        """Return what the model did in each answer; equal answers to equal prompts are judged once."""
-        different = list(dict.fromkeys(answered))
-        judgements = tell(different, self.material.config, self._kept)
-        judged = {pair: judgement.behaviour for pair, judgement in zip(different, judgements, strict=True)}
-        return [judged[pair] for pair in answered]
 
 
 def tally(found: Sequence[Behaviour]) -> Behaviours:

@@ -17,6 +17,7 @@ from refusal.metric import RefusalMetric
 from refusal.models import ChatModel
 from refusal.prompts import order_categories
 from refusal.schemas import ModelOutputs, PromptLabel, RefusalLabels
+from refusal.steering.answering import Asked
 from refusal.steering.frame import Frame
 from refusal.steering.run import Runs
 
@@ -137,3 +138,7 @@ class Material:
     def tokens(self, rows: Sequence[int]) -> list[list[int]]:
         """Return the tokens of some prompts."""
         return [self.token_ids[row] for row in rows]
+
+    def asked(self, rows: Sequence[int]) -> Asked:
+        """Return some prompts as they are asked."""
+        return Asked([self.texts[row] for row in rows], self.tokens(rows), self.openers.answer_prefix)

@@ -7,16 +7,17 @@ ablation at every position is in `refusal.steering`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from refusal.directions.transfer import Ablate
 from refusal.metric import RefusalMetric
-from refusal.readout import Edit, ReadoutRunner, ReadoutTransform
+from refusal.readout import Edit, ReadoutRunner
 from refusal.sites import Site
+from refusal.steering.directional import to_level
 
 
 def ablate_at_readout(
@@ -49,23 +50,13 @@ def ablate_at_readout(
             for first in range(0, len(units), batch.variants_that_fit):
                 some = slice(first, first + batch.variants_that_fit)
                 level = levels[some][:, columns] if to_counterfactual else np.zeros((len(units[some]), len(columns)))
-                change = _projected_to(torch.from_numpy(units[some]), torch.from_numpy(level))
-                logits = batch.run(len(units[some]), [Edit(site, change) for site in sites]).logits
+                unit, goal = torch.from_numpy(units[some])[:, None], torch.from_numpy(level)[..., None]
+                to_goal = partial(to_level, unit=unit, level=goal)
+                logits = batch.run(len(units[some]), [Edit(site, to_goal) for site in sites]).logits
                 found[some, columns] = metric(logits.float()).cpu().numpy()
         return found
 
     return ablate
-
-
-def _projected_to(units: Float[Tensor, "variant d_model"], levels: Float[Tensor, "variant batch"]) -> ReadoutTransform:
-    """Return the transform that sets each variant's projection on its direction to a level."""
-
-    def change(acts: Float[Tensor, "variant batch d_model"]) -> Float[Tensor, "variant batch d_model"]:
-        """Set the projections."""
-        u, level = units.to(acts)[:, None], levels.to(acts)[..., None]
-        return acts - ((acts * u).sum(-1, keepdim=True) - level) * u
-
-    return change
 
 
 @torch.no_grad()

@@ -125,7 +125,7 @@ class Scorer:
     ) -> Float[Tensor, "direction prompt score"]:
         units = torch.stack([direction.unit for direction in directions])
 
-        def vary(variants: Int[Tensor, " row"]) -> list[Intervention]:
+        def vary(variants: Int[Tensor, " row"], _: Int[Tensor, " row"]) -> list[Intervention]:
             """Ablate each row's own direction."""
             return [Ablation(units[variants][:, None], reference)]
 
@@ -140,7 +140,7 @@ class Scorer:
             vectors = torch.stack([directions[index].raw for index in rows])
 
             def vary(
-                variants: Int[Tensor, " row"], layer: int = layer, vectors: Tensor = vectors
+                variants: Int[Tensor, " row"], _: Int[Tensor, " row"], layer: int = layer, vectors: Tensor = vectors
             ) -> list[Intervention]:
                 """Add each row's own vector."""
                 return [Addition(vectors[variants][:, None], layer, region=Region.ALL)]

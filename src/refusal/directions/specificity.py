@@ -26,8 +26,9 @@ from refusal.batch_memory import budget_for
 from refusal.batches import Batcher
 from refusal.capture import capture, check_finite
 from refusal.directions.contrast import ContrastSet
-from refusal.directions.geometry_records import LayerSpecificity, Specificity, measure, or_none
+from refusal.directions.geometry_records import LayerSpecificity, Specificity
 from refusal.directions.products import Products, Sides, differences, products
+from refusal.measures import measure, or_none
 from refusal.models import ChatModel
 from refusal.schemas import Measure
 from refusal.stats import permutation_p

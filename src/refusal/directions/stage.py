@@ -14,14 +14,12 @@ that never refuses), the reason is the result. Knows no figures and no report.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from pathlib import Path
 
 from refusal.artefacts import ResultPaths, sha256_file
 from refusal.config import Config
-from refusal.directions.acting import Acting, random_directions
+from refusal.directions.acting import Acting
 from refusal.directions.choosing import references, select
 from refusal.directions.comparing import (
     Comparing,
@@ -33,8 +31,7 @@ from refusal.directions.doses import CURVES, dose_curve
 from refusal.directions.formats import write_published
 from refusal.directions.found import stage_files
 from refusal.directions.inputs import outside_files
-from refusal.directions.judging import Answerer
-from refusal.directions.kept import found, kept
+from refusal.directions.judging import MaterialAnswerer
 from refusal.directions.layers import probe_layers, separations
 from refusal.directions.material import Material
 from refusal.directions.means import Means, collect_means
@@ -42,6 +39,8 @@ from refusal.directions.schemas import CategoryDirections, Chosen, ContrastDirec
 from refusal.directions.splits import Part
 from refusal.directions.trials import Trials
 from refusal.directions.writing import write_selection_csv, write_splits, write_tensors
+from refusal.kept import found, kept, plan_of
+from refusal.steering.directional import random_units
 from refusal.steering.frame import Region
 from refusal.store import ActivationStore
 
@@ -85,7 +84,7 @@ def _plan(config: Config, model_name: str, paths: ResultPaths) -> str:
         "who judges": config.labels.model_dump(mode="json"),
         "files": [sha256_file(path) for path in outside_files(config)],
     }
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return plan_of(decisive)
 
 
 class _Stage:
@@ -101,7 +100,7 @@ class _Stage:
         self.material = material
         self.folder = folder
         self.plan = plan
-        self.answerer = Answerer(material, folder / "judged.jsonl")
+        self.answerer = MaterialAnswerer(material, folder / "judged.jsonl")
 
     def run(self) -> list[Path]:
         """Do every step that is not kept, and return the files of the stage, `directions.json` written last."""
@@ -153,7 +152,8 @@ class _Stage:
         path = self.folder / "doses.json"
         there = found(path, DoseFile, self.plan)
         curves = {} if there is None else {curve.intervention: curve for curve in there.curves}
-        random = random_directions(acting.direction, self.material.settings.controls, self.material.config.seed)
+        direction, settings, seed = acting.direction, self.material.settings, self.material.config.seed
+        random = random_units(settings.controls, len(direction.raw), seed) * direction.norm
         for name in CURVES:
             if name not in curves:
                 curves[name] = dose_curve(name, self.answerer, acting, random)

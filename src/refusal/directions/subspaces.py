@@ -21,8 +21,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.linalg import subspace_angles
 
-from refusal.directions.geometry_records import Subspaces, as_matrix, or_none
+from refusal.directions.geometry_records import Subspaces
 from refusal.directions.products import MIN_CEILING, Sides, off_diagonal_mean
+from refusal.measures import as_matrix, or_none
 from refusal.schemas import Measure
 
 Bases = Float[np.ndarray, "category rank d_model"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from refusal.errors import InputError
-from refusal.untrusted import file_bytes
+from refusal.text_files import read_text
 
 MOST_BYTES = 1 << 26
 """Bytes of a text file, at most."""
@@ -19,14 +19,7 @@ def read_paragraphs(path: Path) -> tuple[str, ...]:
     Raises:
         InputError: The file is missing, not UTF-8 or empty.
     """
-    try:
-        text = file_bytes(path, MOST_BYTES).decode("utf-8")
-    except OSError as error:
-        raise InputError(f"directions.text_file: {path} cannot be read ({error.strerror}); check the path") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"directions.text_file: {path} is not UTF-8 ({error}); save it as UTF-8") from error
-    except ValueError as error:
-        raise InputError(f"directions.text_file: {path}: {error}; give a smaller text file") from error
+    text = read_text(path, MOST_BYTES, "directions.text_file", "a text file in UTF-8")
     blocks = "\n".join(line.rstrip() for line in text.splitlines()).split("\n\n")
     found = tuple(block.strip() for block in blocks if block.strip())
     if not found:

@@ -19,8 +19,9 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from refusal.directions.geometry_records import LayerTransfer, as_matrix, interval_matrix
+from refusal.directions.geometry_records import LayerTransfer
 from refusal.directions.products import Sides, differences, off_diagonal_mean
+from refusal.measures import as_matrix, interval_matrix
 from refusal.schemas import Measure
 from refusal.stats import bootstrap_weights, percentile_interval
 

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from refusal.directions.acting import Acting
 from refusal.directions.found import condition_file
-from refusal.directions.judging import Answerer, Judged, tally_groups
-from refusal.directions.kept import kept
+from refusal.directions.judging import MaterialAnswerer, tally_groups
 from refusal.directions.schemas import Condition, SteeredAnswer
 from refusal.directions.splits import Part
 from refusal.directions.text import MOST_TOKENS, read_paragraphs
+from refusal.kept import kept
 from refusal.labels import Behaviour
 from refusal.schemas import Measure
+from refusal.steering.answering import Judged
 from refusal.steering.directional import Intervention
 from refusal.steering.losses import Text, losses, perplexity
 from refusal.steering.run import same
@@ -34,7 +35,7 @@ class Trials:
         plan: Hash of all that they depend on.
     """
 
-    def __init__(self, answerer: Answerer, acting: Acting, folder: Path, plan: str) -> None:
+    def __init__(self, answerer: MaterialAnswerer, acting: Acting, folder: Path, plan: str) -> None:
         self.answerer = answerer
         self.material = answerer.material
         self.acting = acting
@@ -81,7 +82,7 @@ class Trials:
         )
 
     def _answers(self, interventions: Sequence[Intervention]) -> list[Judged]:
-        return self.answerer.answer(self.rows, 1, same(*interventions))[0]
+        return self.answerer.answer(self.material.asked(self.rows), 1, same(*interventions))[0]
 
     @cached_property
     def _baseline(self) -> list[Judged]:

@@ -64,7 +64,10 @@ def clock(seconds: int) -> str:
 
 
 class Slurm:
-    """Slurm, from 20 on."""
+    """Slurm, from 20 on.
+
+    The first job is held until all are handed in: else it may begin, and take a GPU, before a later one is refused.
+    """
 
     name = "Slurm"
     submit_program = "sbatch"
@@ -102,7 +105,8 @@ class Slurm:
 
     def submit(self, script: str, job: Job, needed: Needed | None) -> list[str]:
         """Return the `sbatch` command; a job whose condition can never hold is taken out, not left to wait for ever."""
-        waits = [] if needed is None else [f"--dependency=afterok:{needed.job_id}", "--kill-on-invalid-dep=yes"]
+        chained = [] if needed is None else [f"--dependency=afterok:{needed.job_id}", "--kill-on-invalid-dep=yes"]
+        waits = chained or ["--hold"]
         return [self.submit_program, "--parsable", *waits, script]
 
     def job_id(self, output: str) -> str:
@@ -111,8 +115,8 @@ class Slurm:
         return last[0].split(";")[0] if re.fullmatch(r"\d+(;\S+)?", last[0]) else ""
 
     def release(self, job_id: str) -> list[str] | None:
-        """Return None: a job that has already gone well satisfies those handed in after it."""
-        return None
+        """Return the command that releases the first job."""
+        return ["scontrol", "release", job_id]
 
 
 class OpenPbs:

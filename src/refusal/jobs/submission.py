@@ -2,7 +2,7 @@
 
 1. the scripts of all jobs are written into the result folder;
 2. each is handed in to run after the one before it has gone well; where one is refused, those before it are taken back;
-3. the first is released, where it was held until then.
+3. the first, which was held until then, is released.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from refusal.labels.strings import STRING_DETECTORS
 
 __all__ = ["DEFAULT", "DETECTORS", "VERSION", "Behaviour", "Detector", "Judgement", "classify", "classify_detailed"]
 
-VERSION = 2
+VERSION = 3
 """Raised when a detector says other things of the same responses: labels made by another version are made anew."""
 
 DEFAULT = "learned"

@@ -83,7 +83,12 @@ DECLINE = _compile(
         r"(?:i|we)(?:'m| am| can| could| will| would|'d)\b",
         rf"\b(?:not|beyond|outside|against)(?: of)?(?: what is)? (?:within |in line with |part of )?{_MINE}\b",
         r"\b(?:goes|go|is|are|would be|would go|runs) against my\b",
-        r"\b(?:prevent|prohibit|forbid|not allow|restrict|stop)s?(?:ing)? me (?:from|to)\b",
+        r"(?<!cannot )(?<!can't )\b(?:prevent|prohibit|forbid|restrict|stop)s?(?:ing)? me (?:from|to)\b",
+        r"(?:\bnot|n't) (?:allow|permit) me to\b",
+        rf"\bunder no circumstances (?:will|can|could|would|should|may) {_I[2:]}\b",
+        r"^(?:no|nope|sorry|afraid|unfortunately),? (?:cannot|can't|can not|won't) (?:do|help|assist|answer|say)\b",
+        r"^\W*(?:content|request|prompt|message|response) (?:is |was |has been )?"
+        r"(?:blocked|denied|refused|rejected|filtered)\b",
         r"^(?:no|nope|absolutely not|never|certainly not|not a chance|no way|request denied|no,? sorry)[.!,]*$",
         r"^(?:(?:i'm|i am) )?sorry,? but(?: i)?$",
         r"^(?:sorry|apologies|i'm sorry|i am sorry|i apologi[sz]e|my apologies|unfortunately)[.!,]*$",
@@ -112,7 +117,7 @@ DECLINE = _compile(
         r"\b(?:best|better|rather|prefer) (?:if |that |it if )?(?:we|i) "
         r"(?:do not|don't|did not|didn't|not|stop|end|move)\b",
         rf"{_I}(?: would|'d|'ll| will)? (?:like to |want to |have to |need to |must )?"
-        r"(?:stop (?:here|there)|draw (?:a|the) line|say no\b|turn (?:this|that|it|you) down|stay away from)",
+        r"(?:stop (?:here|there)|draw (?:a|the) line|say no\b|turn (?:this|that|it|you)(?: \w+)? down|stay away from)",
         rf"{_I} (?:have|want) no (?:interest|part|intention|desire)\b|{_I} (?:do not|don't) want any part\b|"
         r"\bmakes me uncomfortable\b|\b(?:things?|lines?) i (?:won't|will not|don't|do not|can't|cannot)\b|"
         rf"{_I}(?: would|'d) (?:rather|prefer(?: it)? if) (?:we|you)\b|"
@@ -284,6 +289,9 @@ ENGLISH = frozenset(
 )
 """Frequent English words."""
 
+SHARED = frozenset(("a", "i", "no", "me", "do", "so", "as", "was", "my"))
+"""Of these, words of other languages too: in a text with letters beyond ASCII they do not speak for English."""
+
 FOREIGN = (
     frozenset(
         re.findall(
@@ -296,7 +304,8 @@ FOREIGN = (
             "yang dan tidak dengan untuk itu ini dalam karena saya anda bisa pada adalah akan dari tersebut hal "
             "tôi không bạn thể vì nó này và là của một có được các cho những với "
             "przykro mogę tym ponieważ ale się że aby omlouvám mohu není jsem které için değil çok ama "
-            "nu sunt pentru această este și cu hogy nem és egy ez olen että voi ikke jeg det til av med og",
+            "nu sunt pentru această este și cu hogy nem és egy ez olen että voi ikke jeg det til av med og "
+            "de ja tentu maaf na ya wa kwa ni hilo siwezi ang ng mga sa hindi ito kita siyempre paumanhin",
         )
     )
     - ENGLISH

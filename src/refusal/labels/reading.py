@@ -32,6 +32,12 @@ _LOOP_SHARE = 0.2
 """A loop has no more distinct runs of three words than this share of all."""
 
 
+_FEW_WORDS = 4
+"""A text of fewer words, without one that is English alone, may be a name."""
+_FOREIGN_SHARE = 0.2
+"""Share of such a text's words with letters beyond ASCII from which it is not English."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sentence:
     """What one sentence does."""
@@ -138,6 +144,10 @@ def _is_foreign(words: Sequence[str], is_ascii: bool) -> bool:
     """Return whether the frequent words are those of other languages, or English ones are missing altogether."""
     english, foreign = (sum(map(words_of.__contains__, words)) for words_of in (patterns.ENGLISH, patterns.FOREIGN))
     if foreign >= 2 and foreign > english:
+        return True
+    n_other = sum(not word.isascii() for word in words)
+    is_short_foreign = len(words) >= _FEW_WORDS and n_other >= len(words) * _FOREIGN_SHARE
+    if is_short_foreign and patterns.ENGLISH.isdisjoint(set(words) - patterns.SHARED):
         return True
     return not english and (len(words) >= 40 or (len(words) >= 20 and (foreign > 0 or not is_ascii)))
 

@@ -9,7 +9,8 @@
 | `exact`, `attribution` | the effect of each patch, measured, and estimated from gradients |
 | `localise` | which units matter: intervals over pairs, corrected p-values |
 | `direct`, `attention` | what a critical head writes, and where it looks |
-| `generation`, `validation`, `clamping` | refusals among generated answers, with parts removed, kept, or set |
+| `directions` | which refusal direction is taken |
+| `validation`, `clamping` | refusals among generated answers, with parts removed, kept, or set |
 | `latents` | the same maps for the latents of a circuit |
 | `compare_models` | two models of the same shape on the same pairs |
 | `records`, `tables`, `markdown`, `stage` | the artefacts, and the stage that makes them |

@@ -7,33 +7,26 @@ from collections.abc import Sequence
 import numpy as np
 
 from refusal.patching.clamping import (
-    Clamp,
-    DirectionClamp,
-    Dose,
-    LatentClamp,
-    SiteClamping,
-    choose_site,
-    direction_clamps,
+    DirectionHold,
+    Hold,
+    LatentHold,
+    choose_hold,
+    direction_holds,
     dose_response,
-    rate_sites,
+    rate_site,
 )
-from refusal.patching.directions import given_direction
+from refusal.patching.directions import TakenDirection
 from refusal.patching.findings import Findings
-from refusal.patching.generation import Answering, Refusals
 from refusal.patching.latents import CircuitLatents
 from refusal.patching.localise import Located
 from refusal.patching.material import Material
-from refusal.patching.records import (
-    ClampRecord,
-    ConditionRecord,
-    DoseRecord,
-    RefusalsRecord,
-    SiteClampRecord,
-)
+from refusal.patching.records import ClampRecord, ConditionRecord, SiteClampRecord
 from refusal.patching.runs import PairRuns
 from refusal.patching.units import Ablation
-from refusal.patching.validation import Removal, fills_layers, part_of, validate
-from refusal.schemas import Rate
+from refusal.patching.validation import Removal, fills_layers, parts_of, random_parts, validate
+from refusal.steering import Region
+from refusal.steering.answering import Answerer
+from refusal.steering.run import Runs
 
 VALIDATED = ("heads", "mlp")
 """Kinds whose critical units are ablated while the model answers."""
@@ -55,9 +48,9 @@ class Answers:
         assert material.pairs.held_out is not None
         self.held_out: PairRuns = material.pairs.held_out
         kept = material.paths.patching(material.name) / "judged.jsonl"
-        self.answering = Answering(material.model, material.config, kept)
+        runs = Runs(material.model, batch_size=material.config.batch_size)
+        self.answerer = Answerer(runs, material.config, kept)
         self._seed = material.config.seed
-        self.notices: list[str] = []
 
     def validation(self, kind: str, chosen: list[Located], findings: Findings) -> list[ConditionRecord]:
         """Return the refusals with the critical units of a kind ablated, kept, and with random ones."""
@@ -66,67 +59,51 @@ class Answers:
         removal = Removal(
             self.held_out, self.maps, Ablation(self.settings.validate_with), sites, on_answer=self.settings.on_answer
         )
-        units = [each.unit for each in chosen]
-        generator = np.random.default_rng([self._seed, _SEED])
-        found = validate(self.answering, removal, units, every, self.settings.random_sets, generator)
-        return [
-            ConditionRecord(
-                kind="heads" if kind == "heads" else "mlp",
-                name=each.name,
-                n_units=each.n_units,
-                draws=each.draws,
-                refusals=refusals_record(each.refusals),
-            )
-            for each in found
-        ]
+        units, generator = [each.unit for each in chosen], np.random.default_rng([self._seed, _SEED])
+        parts, others = parts_of(units), parts_of(every)
+        random = [random_parts(parts, others, generator) for _ in range(self.settings.random_sets)]
+        return validate(self.answerer, removal, "heads" if kind == "heads" else "mlp", units, every, random)
 
-    def direction(self) -> list[ClampRecord]:
+    def direction(self, taken: TakenDirection | None) -> list[ClampRecord]:
         """Return the dose-response of the refusal direction, and of random directions as control."""
-        if self.settings.direction is None:
-            clamps = direction_clamps(self.maps)
+        if taken is None:
+            holds = direction_holds(self.maps)
             source = "difference in means of the pairs of the maps at the readout position"
         else:
-            given = given_direction(self.settings.direction, self.maps.model)
-            clamps = [DirectionClamp.of(self.maps, given.site, given.direction)]
-            source = f"{self.settings.direction} (position {given.position}, layer {given.layer})"
-        rated = rate_sites(self.maps, clamps)
-        site = choose_site(rated, self.maps.model.n_layers)
-        clamp = next(each for each in clamps if each.site == site)
-        records = [self._curve("direction", [clamp], source, rated)]
+            holds, source = [DirectionHold.of(self.maps, taken.site, taken.direction.raw)], taken.source
+        rated = [rate_site(self.maps, each) for each in holds]
+        hold = choose_hold(holds, rated, self.maps.model.n_layers)
+        records = [self._curve("direction", [hold], source, rated)]
         if self.settings.random_sets:
-            generator = np.random.default_rng([self._seed, _SEED, 1])
-            random = [clamp.randomised(self.maps, generator) for _ in range(self.settings.random_sets)]
+            random = hold.randomised(self.maps, self.settings.random_sets, self._seed)
             records.append(self._curve("random directions", random, f"{len(random)} random directions", []))
         return records
 
     def latents(self, held: list[CircuitLatents]) -> list[ClampRecord]:
         """Return the dose-response of the largest latents of all circuits, at the site at which they do most."""
         chosen = {each.site: _largest(each) for each in held}
-        clamps = [LatentClamp.of(self.maps, each.site, each.sae, chosen[each.site]) for each in held]
-        rated = rate_sites(self.maps, clamps)
-        site = choose_site(rated, self.maps.model.n_layers)
-        clamp = next(each for each in clamps if each.site == site)
+        holds = [LatentHold.of(self.maps, each.site, each.sae, chosen[each.site]) for each in held]
+        rated = [rate_site(self.maps, each) for each in holds]
+        hold = choose_hold(holds, rated, self.maps.model.n_layers)
         source = f"the {TOP_LATENTS} latents of largest attribution of each category's circuit"
-        return [self._curve("latents", [clamp], source, rated)]
+        return [self._curve("latents", [hold], source, rated)]
 
-    def _curve(self, what: str, clamps: Sequence[Clamp], source: str, rated: Sequence[SiteClamping]) -> ClampRecord:
-        doses = dose_response(self.answering, self.held_out, clamps, self.settings.strengths)
-        first = clamps[0]
+    def _curve(self, what: str, holds: Sequence[Hold], source: str, rated: Sequence[SiteClampRecord]) -> ClampRecord:
+        region = Region.ANSWER if self.settings.on_answer else Region.READOUT
+        first = holds[0]
         return ClampRecord(
             what=what,  # type: ignore[arg-type]
             site=str(first.site),
             source=source,
-            latents=tuple(first.latents.tolist()) if isinstance(first, LatentClamp) else (),
-            sites=tuple(
-                SiteClampRecord(site=str(each.site), forced=each.forced, suppressed=each.suppressed) for each in rated
-            ),
-            doses=tuple(_dose_record(dose) for dose in doses),
+            latents=tuple(first.latents.tolist()) if isinstance(first, LatentHold) else (),
+            sites=tuple(rated),
+            doses=tuple(dose_response(self.answerer, self.held_out, holds, self.settings.strengths, region)),
         )
 
 
 def control_notice(kind: str, chosen: list[Located], findings: Findings) -> str | None:
     """Return what is to be said of the control of a validation; None when every layer has enough other units."""
-    parts, every = [part_of(each.unit) for each in chosen], [part_of(unit) for unit in findings.every(kind)]
+    parts, every = parts_of([each.unit for each in chosen]), parts_of(findings.every(kind))
     if not parts or fills_layers(parts, every):
         return None
     if len(parts) == len(every):
@@ -145,18 +122,3 @@ def _largest(held: CircuitLatents) -> list[int]:
         own = [latent for latent in held.latents if category in held.circuits[latent]]
         found |= set(sorted(own, key=lambda latent: (-abs(held.attribution[latent]), latent))[:TOP_LATENTS])
     return sorted(found)
-
-
-def refusals_record(found: Refusals) -> RefusalsRecord:
-    """Return refusals as they are published."""
-    rate = found.rate
-    return RefusalsRecord(
-        refusal=Rate(value=rate.value, low=rate.low, high=rate.high, k=found.n_refused, n=rate.n),
-        n_unclear=found.n_unclear,
-    )
-
-
-def _dose_record(dose: Dose) -> DoseRecord:
-    return DoseRecord(
-        strength=dose.strength, suppress=refusals_record(dose.suppress), force=refusals_record(dose.force)
-    )

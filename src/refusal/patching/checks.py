@@ -8,7 +8,7 @@ from pathlib import Path
 from refusal.config import Config
 from refusal.config.patching import SOURCES
 from refusal.errors import InputError
-from refusal.patching.directions import require_files
+from refusal.patching.directions import check_direction
 from refusal.patching.pair_files import read_pairs
 
 
@@ -20,7 +20,7 @@ def check_patching(config: Config) -> None:
     """
     settings = config.patching
     found = [_of_models(config, name) for pair in settings.compare for name in pair if name not in config.models]
-    for check in (_check_pairs, _check_direction):
+    for check in (_check_pairs, check_direction):
         try:
             check(config)
         except InputError as error:
@@ -32,11 +32,6 @@ def check_patching(config: Config) -> None:
 def _check_pairs(config: Config) -> None:
     if config.patching.pairs not in SOURCES:
         read_pairs(Path(config.patching.pairs)).require()
-
-
-def _check_direction(config: Config) -> None:
-    if config.patching.direction is not None:
-        require_files(config.patching.direction)
 
 
 def _of_models(config: Config, name: str) -> str:

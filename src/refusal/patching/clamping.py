@@ -12,15 +12,15 @@ dose-response. As control random unit directions are held at their own mean plus
 
 For a direction c = x . u, u the unit difference in means; for latents c = f, one coordinate each. The site is the one
 at which clamping does most to m on the pairs of the maps, the smaller of forcing and suppressing counted
-(`choose_site`).
+(`choose_hold`).
 Source: Arditi et al. 2406.11717 (directions), Templeton et al. 2024 (clamping latents).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,23 +29,26 @@ from torch import Tensor
 
 from refusal.labels.behaviour import Behaviour
 from refusal.patching.direct import mean_difference
-from refusal.patching.generation import Answering, Change, Refusals, Rows, from_readout
+from refusal.patching.records import DoseRecord, RefusalsRecord, SiteClampRecord
 from refusal.patching.runs import PairRuns
 from refusal.patching.units import Side
-from refusal.patching.validation import clean_prompts, corrupted_prompts
+from refusal.patching.validation import prompts_of
 from refusal.readout import Edit
 from refusal.sae.base import SparseAutoencoder
 from refusal.sites import Site, SiteKind, all_sites
+from refusal.steering import Clamp, LatentClamp, Region
+from refusal.steering.answering import Answerer
+from refusal.steering.directional import random_units
+from refusal.steering.run import Vary, unchanged
 
 DEPTH_LIMIT = 0.8
 """Sites in the last fifth of the depth are not chosen: there the output direction of any refusal is the same."""
-
-Hold = Callable[[Float[Tensor, "*batch d_model"]], Float[Tensor, "*batch d_model"]]
-"""Holds coordinates of an activation at fixed values."""
+Strengths = Float[Tensor, "row 1 1"]
+"""A strength of each row; 0: as complied prompts, 1: as refused ones."""
 
 
 @dataclass(frozen=True)
-class DirectionClamp:
+class DirectionHold:
     """Coordinates along a direction."""
 
     site: Site
@@ -57,36 +60,28 @@ class DirectionClamp:
     """Mean coordinate of refused prompts."""
 
     @classmethod
-    def of(cls, runs: PairRuns, site: Site, direction: Tensor | None = None) -> DirectionClamp:
-        """Return the clamp of a direction, or of the difference in means, at a site."""
+    def of(cls, runs: PairRuns, site: Site, direction: Tensor | None = None) -> DirectionHold:
+        """Return that of a direction, or of the difference in means, at a site."""
         difference = mean_difference(runs, site) if direction is None else direction.double()
         unit = difference / difference.norm().clamp_min(1e-12)
         means = [float((runs.readout(side, [site])[site].double() @ unit).mean()) for side in Side]
         return cls(site, unit.float(), means[1], means[0])
 
-    def at(self, strength: float) -> Hold:
-        """Return what holds the coordinate at a strength."""
-        value = self.complied + strength * (self.refused - self.complied)
+    def at(self, strengths: Strengths, region: Region) -> Clamp:
+        """Return what sets the coordinate to the value of each row's strength."""
+        values = self.complied + strengths * (self.refused - self.complied)
+        return Clamp(self.unit, self.site.layer, values, region)
 
-        def hold(acts: Tensor) -> Tensor:
-            """Move along the direction until the coordinate has its value."""
-            unit = self.unit.to(acts.device)
-            along = acts.float() @ unit
-            return (acts.float() + (value - along)[..., None] * unit).to(acts)
-
-        return hold
-
-    def randomised(self, runs: PairRuns, generator: np.random.Generator) -> DirectionClamp:
-        """Return a random direction whose two values lie as far apart, around its own mean."""
-        drawn = torch.from_numpy(generator.standard_normal(len(self.unit)))
-        unit = drawn / drawn.norm()
+    def randomised(self, runs: PairRuns, n: int, seed: int) -> list[DirectionHold]:
+        """Return random directions whose two values lie as far apart, each around its own mean."""
         acts = torch.cat([runs.readout(side, [self.site])[self.site].double() for side in Side])
-        centre, half = float((acts @ unit).mean()), (self.refused - self.complied) / 2
-        return DirectionClamp(self.site, unit.float(), centre - half, centre + half)
+        units, half = random_units(n, len(self.unit), seed), (self.refused - self.complied) / 2
+        means = [(unit, float((acts @ unit).mean())) for unit in units]
+        return [DirectionHold(self.site, unit.float(), mean - half, mean + half) for unit, mean in means]
 
 
 @dataclass(frozen=True)
-class LatentClamp:
+class LatentHold:
     """Latents of one SAE."""
 
     site: Site
@@ -98,124 +93,84 @@ class LatentClamp:
     """Mean activation on refused prompts."""
 
     @classmethod
-    def of(cls, runs: PairRuns, site: Site, sae: SparseAutoencoder, latents: Sequence[int]) -> LatentClamp:
-        """Return the clamp of some latents of a site's SAE."""
+    def of(cls, runs: PairRuns, site: Site, sae: SparseAutoencoder, latents: Sequence[int]) -> LatentHold:
+        """Return that of some latents of a site's SAE."""
         chosen = torch.tensor(sorted(latents))
         means = [sae.encode(runs.readout(side, [site])[site])[:, chosen].mean(0).detach() for side in Side]
         return cls(site, sae, chosen, means[1], means[0])
 
-    def at(self, strength: float) -> Hold:
-        """Return what holds the latents at a strength; what the SAE does not reconstruct stays as it is."""
-        values = self.complied + strength * (self.refused - self.complied)
-        decoder = self.sae.W_dec[self.latents].detach()
-
-        def hold(acts: Tensor) -> Tensor:
-            """Add the decoded change of the latents."""
-            now = self.sae.encode(acts.float().cpu())[..., self.latents]
-            return (acts.float() + ((values - now) @ decoder).to(acts.device)).to(acts)
-
-        return hold
+    def at(self, strengths: Strengths, region: Region) -> LatentClamp:
+        """Return what sets the latents to the values of each row's strength."""
+        values = self.complied + strengths * (self.refused - self.complied)
+        return LatentClamp(self.site, self.sae, self.latents, values, region)
 
 
-Clamp = DirectionClamp | LatentClamp
-
-
-@dataclass(frozen=True)
-class SiteClamping:
-    """What clamping at a site does to m on the pairs of the maps, as shares of the gap."""
-
-    site: Site
-    forced: float
-    """(m of corrupted at strength 1 - m_corrupted) / gap."""
-    suppressed: float
-    """(m_clean - m of clean at strength 0) / gap."""
-
-    @property
-    def both(self) -> float:
-        """The smaller of the two."""
-        return min(self.forced, self.suppressed)
+Hold = DirectionHold | LatentHold
+AnyHold = TypeVar("AnyHold", DirectionHold, LatentHold)
 
 
 @torch.no_grad()
-def clamp_m(runs: PairRuns, clamp: Clamp, side: Side, strengths: Sequence[float]) -> Float[np.ndarray, "strength pair"]:
-    """Return m of one side's prompts with the readout position clamped at each strength, logits."""
-    found = np.zeros((len(strengths), len(runs)))
-    holds = [clamp.at(strength) for strength in strengths]
-
-    def change(acts: Tensor) -> Tensor:
-        """Hold each variant at its strength."""
-        return torch.stack([hold(row) for hold, row in zip(holds, acts, strict=True)])
-
+def held_m(runs: PairRuns, hold: Hold, side: Side, strength: float) -> Float[np.ndarray, " pair"]:
+    """Return m of one side's prompts with the readout position held at a strength, logits."""
+    found, clamp = np.zeros(len(runs)), hold.at(torch.full((1, 1, 1), strength), Region.READOUT)
     for batch in runs.runner[side].batches(range(len(runs))):
-        logits = batch.run(len(strengths), [Edit(clamp.site, change)]).logits
-        found[:, batch.prompts.numpy()] = runs.metric(logits.float()).cpu().double().numpy()
+        logits = batch.run(1, [Edit(hold.site, lambda acts: clamp.change(acts.float()))]).logits[0]
+        found[batch.prompts.numpy()] = runs.metric(logits.float()).cpu().double().numpy()
     return found
 
 
-def rate_sites(runs: PairRuns, clamps: Sequence[Clamp]) -> list[SiteClamping]:
-    """Return what each clamp does to m, on the pairs of the maps."""
-    rated = []
-    for clamp in clamps:
-        forced = clamp_m(runs, clamp, Side.CORRUPTED, [1.0])[0] - runs.m(Side.CORRUPTED)
-        suppressed = runs.m(Side.CLEAN) - clamp_m(runs, clamp, Side.CLEAN, [0.0])[0]
-        gap = runs.gap.sum()
-        rated.append(SiteClamping(clamp.site, float(forced.sum() / gap), float(suppressed.sum() / gap)))
-    return rated
+def rate_site(runs: PairRuns, hold: Hold) -> SiteClampRecord:
+    """Return what holding does to m at its site, on the pairs of the maps."""
+    forced = held_m(runs, hold, Side.CORRUPTED, 1.0) - runs.m(Side.CORRUPTED)
+    suppressed = runs.m(Side.CLEAN) - held_m(runs, hold, Side.CLEAN, 0.0)
+    shares = [float(change.sum() / runs.gap.sum()) for change in (forced, suppressed)]
+    return SiteClampRecord(site=str(hold.site), forced=shares[0], suppressed=shares[1])
 
 
-def choose_site(rated: Sequence[SiteClamping], n_layers: int) -> Site:
-    """Return the site before the last fifth of the depth at which clamping does most both ways; the first of equals."""
-    early = [each for each in rated if each.site.layer < max(1, int(DEPTH_LIMIT * n_layers))]
-    return max(early or rated, key=lambda each: (round(each.both, 6), -each.site.layer)).site
+def choose_hold(holds: Sequence[AnyHold], rated: Sequence[SiteClampRecord], n_layers: int) -> AnyHold:
+    """Return the one before the last fifth of the depth that does most both ways; the first of equals."""
+    every = list(zip(holds, rated, strict=True))
+    early = [each for each in every if each[0].site.layer < max(1, int(DEPTH_LIMIT * n_layers))]
+    return max(early or every, key=lambda each: (round(each[1].both, 6), -each[0].site.layer))[0]
 
 
-def direction_clamps(runs: PairRuns) -> list[DirectionClamp]:
-    """Return the clamp of the difference in means at every residual site."""
-    return [DirectionClamp.of(runs, site) for site in all_sites(runs.model.n_layers, (SiteKind.RESIDUALS,))]
-
-
-@dataclass(frozen=True)
-class Dose:
-    """Refusals at one strength."""
-
-    strength: float | None
-    """None: nothing clamped."""
-    suppress: Refusals
-    """Among prompts that are refused as they are."""
-    force: Refusals
-    """Among prompts that are complied with as they are."""
+def direction_holds(runs: PairRuns) -> list[DirectionHold]:
+    """Return the difference in means at every residual site."""
+    return [DirectionHold.of(runs, site) for site in all_sites(runs.model.n_layers, (SiteKind.RESIDUALS,))]
 
 
 def dose_response(
-    answering: Answering, held_out: PairRuns, clamps: Sequence[Clamp], strengths: Sequence[float]
-) -> list[Dose]:
+    answerer: Answerer, held_out: PairRuns, holds: Sequence[Hold], strengths: Sequence[float], region: Region
+) -> list[DoseRecord]:
     """Return the refusals on both sides of held-out pairs, untouched and at every strength.
 
     Args:
-        answering: Answers and judges.
+        answerer: Answers and judges.
         held_out: The pairs.
-        clamps: One clamp, or several random ones whose answers are counted together.
+        holds: One, or several random ones whose answers are counted together.
         strengths: What the coordinates are set to.
+        region: Where they are.
     """
-    sides = (clean_prompts(held_out), corrupted_prompts(held_out))
-    doses = []
-    untouched = [Refusals.of(answering.behaviours(asked)) for asked in sides]
-    doses.append(Dose(None, *untouched))
-    for strength in strengths:
-        found: list[list[Behaviour]] = [[], []]
-        for clamp in clamps:
-            hold = clamp.at(strength)
-            for side, asked in enumerate(sides):
-                found[side] += answering.behaviours(asked, _holding(answering, clamp.site, hold))
-        doses.append(Dose(strength, *(Refusals.of(each, len(clamps)) for each in found)))
-    return doses
+    sides = [prompts_of(held_out, side) for side in (Side.CLEAN, Side.CORRUPTED)]
+    untouched = [answerer.behaviours(asked, 1, unchanged)[0] for asked in sides]
+    found: list[list[list[Behaviour]]] = [[[] for _ in strengths] for _ in sides]
+    for hold in holds:
+        vary = _holding(hold, torch.tensor(strengths), region)
+        for asked, of_side in zip(sides, found, strict=True):
+            for so_far, more in zip(of_side, answerer.behaviours(asked, len(strengths), vary), strict=True):
+                so_far += more
+    suppress, force = map(RefusalsRecord.of, untouched)
+    doses = [
+        DoseRecord(
+            strength=strength,
+            suppress=RefusalsRecord.of(refused, len(holds)),
+            force=RefusalsRecord.of(complied, len(holds)),
+        )
+        for strength, refused, complied in zip(strengths, *found, strict=True)
+    ]
+    return [DoseRecord(strength=None, suppress=suppress, force=force), *doses]
 
 
-def _holding(answering: Answering, site: Site, hold: Hold) -> Change:
-    """Return the change that holds coordinates at a site, whichever prompts are answered."""
-
-    def change(rows: Rows) -> AbstractContextManager[None]:
-        """Hold them."""
-        return from_readout(answering.model, {site: hold}, on_answer=answering.on_answer)
-
-    return change
+def _holding(hold: Hold, strengths: Float[Tensor, " variant"], region: Region) -> Vary:
+    """Return what holds each row at the strength of its variant."""
+    return lambda variants, prompts: [hold.at(strengths[variants][:, None, None], region)]

@@ -20,6 +20,7 @@ from numpy.random import Generator
 from refusal.artefacts import ResultPaths
 from refusal.config import Config
 from refusal.errors import InputError
+from refusal.measures import share
 from refusal.models import ChatModel
 from refusal.patching.attribution import mean_effects
 from refusal.patching.exact import patch_units
@@ -35,9 +36,9 @@ from refusal.patching.runs import PairRuns
 from refusal.patching.tables import write_tables
 from refusal.patching.tokens import places, tokenise, unaligned
 from refusal.patching.units import Mode, Patch, PatchedMetric
-from refusal.schemas import ModelOutput, ModelOutputs, PromptLabel, Rate
+from refusal.schemas import ModelOutput, ModelOutputs, PromptLabel
 from refusal.sites import SiteKind, all_sites
-from refusal.stats import spearman, wilson_interval
+from refusal.stats import spearman
 from refusal.weights import weights_digest
 
 COMPARISON = "comparison.json"
@@ -105,13 +106,12 @@ class _Comparison:
             for mode in self.config.patching.modes
         ]
         same = sum(first.behaviour == second.behaviour for first, second in common)
-        rate = wilson_interval(same, len(common))
         kept.forget_others()
         return PatchingComparison.build(
             first=self.names[0],
             second=self.names[1],
             n_prompts_in_common=len(common),
-            same_behaviour=Rate(value=rate.value, low=rate.low, high=rate.high, k=same, n=len(common)),
+            same_behaviour=share(same, len(common)),
             n_pairs=len(both.first),
             reasons=dict(both.reasons),
             maps=tuple(maps),

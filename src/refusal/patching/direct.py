@@ -10,9 +10,9 @@ it. Here later writes are held:
   the gradient of m at the norm's output, a write contributes g . norm_frozen(write_clean - write_corrupted). The writes
   of all units then sum to what the last residual state contributes (Elhage et al. 2021, "A mathematical framework for
   transformer circuits"; logit attribution).
-- **attribution to the refusal direction**: (write_clean - write_corrupted) . u at the readout position, u the unit
-  difference in means of the residual stream at a layer, over the length of the difference: a share that sums to 1 over
-  all that is written up to that layer (Arditi et al. 2406.11717 for the direction).
+- **attribution to the refusal direction**: (write_clean - write_corrupted) . u at the readout position, u a unit vector
+  at a layer, over (mean difference of the stream there) . u: a share that sums to 1 over all that is written up to that
+  layer; u is the difference in means itself, or the direction that was taken (Arditi et al. 2406.11717).
 
 A head writes its output times its part of `W_O`. Where a post-norm follows (Gemma 2 and 3, OLMo 2, GLM 4), its scale is
 held as in the run, so that heads and bias still sum to what attention adds.
@@ -20,6 +20,7 @@ held as in the run, so that heads and bias still sum to what attention adds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,6 +37,8 @@ from refusal.readout import Edit
 from refusal.sites import Site, SiteKind
 
 EPSILON = 1e-12
+NEGLIGIBLE = 1e-6
+"""Cosine of a direction with a difference in means below which they have nothing in common but rounding."""
 
 
 def writers(model: ChatModel, *, heads: bool) -> list[Unit]:
@@ -184,16 +187,23 @@ def mean_difference(runs: PairRuns, site: Site) -> Float[Tensor, " d_model"]:
 
 
 def direction_attribution(
-    runs: PairRuns, units: Sequence[Unit], direction: Float[Tensor, " d_model"]
+    runs: PairRuns, units: Sequence[Unit], site: Site, direction: Float[Tensor, " d_model"]
 ) -> Float[np.ndarray, "unit pair"]:
-    """Return each unit's write, clean less corrupted, along a direction, over the direction's length.
+    """Return each unit's write along a direction, clean less corrupted, as a share of what the stream has at a site.
+
+    The writes up to the site sum to 1 on average, less what the embedding contributes, which is nothing at the readout
+    position. Where the mean difference of the pairs has but rounding along the direction, there are no shares: nan.
 
     Args:
         runs: The pairs.
         units: Writers at the readout position.
-        direction: A difference in means: the writes up to its layer then sum to 1 on average, less what the embedding
-            contributes. At the readout position that is nothing where positions are rotary, or both prompts of every
-            pair have the same number of tokens; learned positions of prompts of unequal length differ.
+        site: Residual state whose mean difference is the whole.
+        direction: The difference in means itself, or another one; its length does not matter.
     """
-    projected = write_differences(runs, units).double() @ direction.double() / direction.double().square().sum()
-    return projected.numpy()
+    along = direction.double() / direction.double().norm()
+    difference = mean_difference(runs, site)
+    whole = float(difference @ along)
+    if abs(whole) < NEGLIGIBLE * float(difference.norm()):
+        whole = math.nan
+    projected = write_differences(runs, units).double() @ along
+    return np.asarray(projected / whole)

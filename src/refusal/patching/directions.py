@@ -1,85 +1,102 @@
-"""Read a refusal direction that was found elsewhere, in the published layout.
+"""Which refusal direction a model's patching takes: the configured one, or else that which the directions stage chose.
 
-A folder holds `direction.pt`, one vector of d_model numbers, and `direction_metadata.json` with `pos`, counted from the
-end, and `layer`: the direction is of the residual stream *before* block `layer`, that is after block `layer - 1`.
-Source: Arditi et al. 2406.11717, whose code writes these files.
+Where there is neither, the difference in means of the pairs serves, at whichever site it is asked for.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import is_zipfile
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from refusal.errors import InputError
+from refusal.artefacts import ResultPaths, sha256_file
+from refusal.config import Config
+from refusal.directions.candidates import Direction
+from refusal.directions.formats import DIRECTION, METADATA, read_direction
+from refusal.directions.schemas import MADE_BY
+from refusal.errors import ArtefactError, InputError
 from refusal.models import ChatModel
 from refusal.sites import Site, SiteKind
-from refusal.untrusted import READ_ERRORS, check_archive, first_line, json_file
-
-FILES = ("direction.pt", "direction_metadata.json")
 
 
 @dataclass(frozen=True)
-class GivenDirection:
-    """A direction with where it belongs."""
+class TakenDirection:
+    """A direction with where it comes from."""
 
-    direction: Float[Tensor, " d_model"]
-    position: int
-    layer: int
-    """Block before which it was read."""
+    direction: Direction
+    source: str
+    """The file, and the place that it was read at, in words."""
+    digest: str
+    """Checksum of its files."""
 
     @property
     def site(self) -> Site:
-        """The residual state it belongs to: before block 0 there is none, so that one goes after it."""
-        return Site(SiteKind.RESIDUALS, max(0, self.layer - 1))
+        """The residual state that it acts on: of the embeddings' directions the first."""
+        return Site(SiteKind.RESIDUALS, max(0, self.direction.layer))
 
 
-def require_files(folder: str) -> Path:
-    """Return the folder, once it holds what it should.
-
-    Raises:
-        InputError: A file is missing.
-    """
-    root = Path(folder).expanduser()
-    missing = [name for name in FILES if not (root / name).is_file()]
-    if missing:
-        raise InputError(
-            f"patching.direction: {root}: no {' and no '.join(missing)}; allowed is a folder with {' and '.join(FILES)}"
-        )
-    return root
+def direction_files(config: Config, model: str, paths: ResultPaths) -> tuple[Path, ...]:
+    """Return the files of the direction that a model's patching takes; none where it takes the difference in means."""
+    configured = config.patching.direction
+    folder = paths.directions(model) if configured is None else Path(configured).expanduser()
+    files = folder / DIRECTION, folder / METADATA
+    return files if all(path.is_file() for path in files) else ()
 
 
-def given_direction(folder: str, model: ChatModel) -> GivenDirection:
-    """Return the direction of a folder.
+def check_direction(config: Config) -> None:
+    """Raise if the configured direction cannot be read.
 
     Raises:
-        InputError: A file is missing, is not of this form, or does not fit the model.
+        InputError: Names the key, the file and what is wrong with it.
     """
-    root = require_files(folder)
-    where = f"patching.direction: {root}"
+    if config.patching.direction is not None:
+        _configured(config.patching.direction)
+
+
+def taken_direction(config: Config, model: ChatModel, paths: ResultPaths) -> TakenDirection | None:
+    """Return the direction that a model's patching takes; None: the difference in means.
+
+    Raises:
+        InputError: The configured direction cannot be read, or does not fit the model.
+        ArtefactError: The same of the one that the directions stage chose.
+    """
+    configured = config.patching.direction
+    files = direction_files(config, model.name, paths)
+    if configured is None and not files:
+        return None
+    if configured is not None:
+        direction, folder = _configured(configured, model), Path(configured)
+    else:
+        direction, folder = _chosen(files[0].parent, model), files[0].parent.relative_to(paths.root)
+    place = f"position {direction.position}, layer {direction.layer + 1} as published"
+    digest = " ".join(sha256_file(path) for path in files)
+    return TakenDirection(direction, f"{(folder / DIRECTION).as_posix()} ({place})", digest)
+
+
+def _configured(folder: str, model: ChatModel | None = None) -> Direction:
     try:
-        metadata = json_file(root / FILES[1])
-        position, layer = int(metadata["pos"]), int(metadata["layer"])
-    except (OSError, LookupError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{where}/{FILES[1]}: found no numbers pos and layer ({error}); write both as JSON") from error
+        return _read(Path(folder).expanduser(), model)
+    except InputError as error:
+        raise InputError(f"patching.direction: {error}") from error
+
+
+def _chosen(folder: Path, model: ChatModel) -> Direction:
     try:
-        if is_zipfile(root / FILES[0]):
-            check_archive(root / FILES[0])
-        direction = torch.load(root / FILES[0], map_location="cpu", weights_only=True)
-    except READ_ERRORS as error:
-        raise InputError(f"{where}/{FILES[0]}: is no tensor file that is safe to read ({first_line(error)})") from error
-    if not isinstance(direction, Tensor) or direction.shape != (model.d_model,) or not bool(direction.isfinite().all()):
-        found = tuple(direction.shape) if isinstance(direction, Tensor) else type(direction).__name__
+        return _read(folder, model)
+    except InputError as error:
+        raise ArtefactError(f"{error}; make it anew with: {MADE_BY} --force directions") from error
+
+
+def _read(folder: Path, model: ChatModel | None) -> Direction:
+    direction = read_direction(folder)
+    if model is None:
+        return direction
+    if len(direction.raw) != model.d_model:
         raise InputError(
-            f"{where}/{FILES[0]}: found {found}; {model.name} needs {model.d_model} finite numbers; use a direction of "
-            "this model"
+            f"{folder / DIRECTION}: found {len(direction.raw)} numbers; {model.name} has d_model {model.d_model}; use "
+            "a direction of this model"
         )
-    if not 0 <= layer < model.n_layers:
-        raise InputError(f"{where}/{FILES[1]}: layer is {layer}; {model.name} has layers 0 to {model.n_layers - 1}")
-    if not bool(direction.any()):
-        raise InputError(f"{where}/{FILES[0]}: all numbers are 0; that is no direction")
-    return GivenDirection(direction.double(), position, layer)
+    if direction.layer + 1 >= model.n_layers:
+        raise InputError(
+            f"{folder / METADATA}: layer is {direction.layer + 1}; {model.name} has layers 0 to {model.n_layers - 1}"
+        )
+    return direction

@@ -1,30 +1,38 @@
-"""What a stage has finished, kept on disk as it finishes, so that a run that was stopped goes on where it was.
+"""The finished parts of patching, kept on disk as they finish, so that a run that was stopped goes on where it was.
 
-Each part has a plan: everything that decides its content, as a digest. A part that was made under another plan, or
-whose file does not fit the checksum in it, is made anew. Maps are kept as one number per unit and pair
-(`maps/NAME.safetensors`), other parts as JSON (`parts/NAME.json`).
+Maps are kept as one number per unit and pair (`maps/NAME.safetensors`), other parts as JSON (`parts/NAME.json`), each
+with the plan that it was made under (`refusal.kept`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from pydantic import BaseModel
 
-from refusal.artefacts import CHECKSUM, atomic_write, read_sealed, write_sealed
 from refusal.errors import ArtefactError
+from refusal.kept import kept, plan_of
+from refusal.patching.records import PATCHING
 from refusal.patching.units import Patch, PatchedMetric, Unit
-from refusal.weights import tensors_digest
+from refusal.record import Artefact
+from refusal.sealed_tensors import read_sealed_tensors, write_sealed_tensors
 
 Content = TypeVar("Content", bound=BaseModel)
+_ARRAYS = ("patched", "clean", "corrupted")
+_KEY = "meta"
+
+
+class Part(Artefact, Generic[Content]):
+    """`parts/NAME.json`."""
+
+    SCHEMA = "refusal-circuits/patching-part/1"
+    MADE_BY = PATCHING
+    plan: str
+    content: tuple[Content, ...]
 
 
 class Kept:
@@ -42,8 +50,7 @@ class Kept:
 
     def digest(self, name: str, more: Mapping[str, Any]) -> str:
         """Return the digest of a part's plan."""
-        content = {"part": name, **self._plan, "more": dict(more)}
-        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+        return plan_of({"part": name, **self._plan, "more": dict(more)})
 
     def map(
         self, name: str, patch: Patch, units: Sequence[Unit], more: Mapping[str, Any], make: Callable[[], PatchedMetric]
@@ -73,17 +80,8 @@ class Kept:
         """Return some records, made now unless they are there."""
         path = self.folder / "parts" / f"{name}.json"
         self._used.add(path)
-        digest = self.digest(name, more)
-        adapter = TypeAdapter(list[kind])  # type: ignore[valid-type]
-        try:
-            content = read_sealed(path, "")
-            if content.get("plan") == digest:
-                return list(adapter.validate_python(content["content"]))
-        except (ArtefactError, ValidationError, AttributeError, KeyError):
-            pass  # not there, or not whole: made anew
-        made = make()
-        write_sealed(path, {"plan": digest, "content": adapter.dump_python(made, mode="json")})
-        return made
+        plan, part = self.digest(name, more), Part[kind]  # type: ignore[valid-type]
+        return list(kept(path, part, plan, lambda: part.build(plan=plan, content=tuple(make()))).content)
 
     def forget_others(self) -> None:
         """Remove parts of earlier runs that this one did not ask for."""
@@ -94,29 +92,15 @@ class Kept:
 
 
 def _save(path: Path, digest: str, found: PatchedMetric) -> None:
-    tensors = {
-        name: torch.from_numpy(np.ascontiguousarray(getattr(found, name))) for name in ("patched", "clean", "corrupted")
-    }
-    meta: dict[str, Any] = {"plan": digest, "units": [str(unit) for unit in found.units], "patch": str(found.patch)}
-    meta[CHECKSUM] = tensors_digest(tensors, meta)
-    with atomic_write(path) as beside:
-        # one metadata key: files with several are not byte-reproducible
-        save_file(tensors, beside, metadata={"meta": json.dumps(meta)})
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(found, name))) for name in _ARRAYS}
+    about = {"plan": digest, "units": [str(unit) for unit in found.units], "patch": str(found.patch)}
+    write_sealed_tensors(path, tensors, about, _KEY)
 
 
 def _arrays(path: Path, digest: str) -> dict[str, np.ndarray] | None:
-    """Return the arrays of a map that was made under a plan; None where there is none."""
-    if not path.exists():
-        return None
+    """Return the arrays of a map that was made under a plan; None where there is none, or a damaged one."""
     try:
-        with safe_open(path, "pt") as handle:
-            meta = json.loads((handle.metadata() or {}).get("meta", "{}"))
-            if meta.get("plan") != digest:
-                return None
-            tensors = {name: handle.get_tensor(name) for name in ("patched", "clean", "corrupted")}
-    except (SafetensorError, ValueError, OSError):
+        tensors, about = read_sealed_tensors(path, _KEY, "it is made anew")
+    except (FileNotFoundError, ArtefactError):
         return None
-    checksum = meta.pop(CHECKSUM, None)
-    if checksum != tensors_digest(tensors, meta):
-        return None  # damaged: to be made anew
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
+    return {name: tensors[name].numpy() for name in _ARRAYS} if about.get("plan") == digest else None

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.random import Generator
 
+from refusal.measures import or_none
 from refusal.multiplicity import benjamini_hochberg, flips_needed, holm, sign_flip_p
 from refusal.patching.resampling import pair_weights
 from refusal.patching.units import PatchedMetric, Unit
@@ -74,12 +75,8 @@ def locate(
         effect = _effect(found, row, weights)
         is_large = effect.value is not None and effect.value >= criteria.min_effect
         is_critical = bool(is_large and corrected[row] <= criteria.alpha)
-        located.append(Located(unit, effect, _known(p[row]), _known(corrected[row]), is_critical))
+        located.append(Located(unit, effect, or_none(p[row]), or_none(corrected[row]), is_critical))
     return located
-
-
-def _known(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _effect(found: PatchedMetric, row: int, weights: np.ndarray) -> Estimate:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from refusal.patching.attention import GROUPS
 from refusal.patching.records import ClampRecord, MapRecord, PatchingResults, UnitRecord
-from refusal.patching.wording import in_words
-from refusal.patching.written import estimate, number, rate
+from refusal.patching.sentences import in_words
+from refusal.patching.written import rate
+from refusal.wording import measured, number
 
 SHOWN = 12
 """Rows of a table; the CSV files hold all."""
@@ -22,6 +23,13 @@ def _plain(text: str) -> str:
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def _section(title: str, text: str | None, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a section of one table; nothing where it has no rows."""
+    if not rows:
+        return []
+    return [f"## {title}", "", *([] if text is None else [text, ""]), *_table(header, rows)]
 
 
 def markdown_report(results: PatchingResults) -> str:
@@ -46,7 +54,7 @@ def _pairs(results: PatchingResults) -> list[str]:
     pairs = results.pairs
     lines = [
         f"{pairs.n} contrast pairs ({_plain(pairs.source)}), {pairs.n_equal_length} of equal length; mean m in logits: "
-        f"clean {estimate(pairs.m_clean)}, corrupted {estimate(pairs.m_corrupted)}. {pairs.n_validation} other pairs "
+        f"clean {measured(pairs.m_clean)}, corrupted {measured(pairs.m_corrupted)}. {pairs.n_validation} other pairs "
         "for validation and clamping.",
         "",
     ]
@@ -91,61 +99,44 @@ def _map(each: MapRecord) -> list[str]:
 def _unit_row(unit: UnitRecord) -> tuple[str, ...]:
     p = "-" if unit.p_corrected is None else f"{unit.p_corrected:.2g}"
     critical = "yes" if unit.is_critical else ""
-    return (f"`{unit.name}`", unit.place, estimate(unit.effect), str(unit.effect.n), p, critical)
+    return (f"`{unit.name}`", unit.place, measured(unit.effect), str(unit.effect.n), p, critical)
 
 
 def _agreement(results: PatchingResults) -> list[str]:
-    if not results.agreement:
-        return []
     rows = [
         (e.kind, f"{e.mode}, {e.ablation}", e.method, number(e.spearman), number(e.pearson), str(e.n))
         for e in results.agreement
     ]
     header = ("kind", "patch", "estimate", "Spearman", "Pearson", "units")
-    return ["## Agreement of estimates with exact patching", "", *_table(header, rows)]
+    return _section("Agreement of estimates with exact patching", None, header, rows)
 
 
 def _writes(results: PatchingResults) -> list[str]:
     top = sorted(results.writes, key=lambda write: -abs(write.to_metric.value or 0.0))[:SHOWN]
-    rows = [(f"`{w.name}`", estimate(w.to_metric), estimate(w.to_direction)) for w in top]
-    return [
-        "## What is written",
-        "",
+    rows = [(f"`{w.name}`", measured(w.to_metric), measured(w.to_direction)) for w in top]
+    text = (
         "At the readout position, clean less corrupted: through the frozen final norm to m, as a share of the gap, and "
-        f"along the refusal direction at {results.direction_site}, as a share of its length.",
-        "",
-        *_table(("unit", "to m", "to the direction"), rows),
-    ]
+        f"along the refusal direction at {results.direction_site}, as a share of the difference there."
+    )
+    return _section("What is written", text, ("unit", "to m", "to the direction"), rows)
 
 
 def _attention(results: PatchingResults) -> list[str]:
-    if not results.attention:
-        return []
     rows = [
         (f"heads_{e.layer}.{e.head}", e.side, *(number(e.shares[group].value) for group in GROUPS))
         for e in results.attention
     ]
-    return [
-        "## Where the critical heads look",
-        "",
+    text = (
         "Share of the attention from the readout position. before, after: chat frame; same, other words: the user's "
-        "words that both prompts of a pair have at a position, or that differ.",
-        "",
-        *_table(("head", "side", *GROUPS), rows),
-    ]
+        "words that both prompts of a pair have at a position, or that differ."
+    )
+    return _section("Where the critical heads look", text, ("head", "side", *GROUPS), rows)
 
 
 def _validation(results: PatchingResults) -> list[str]:
-    if not results.validation:
-        return []
     rows = [(c.kind, c.name, str(c.n_units), str(c.draws), rate(c.refusals)) for c in results.validation]
-    return [
-        "## Validation",
-        "",
-        "Refusals among generated answers to held-out prompts that the model refuses, Wilson 95 % intervals.",
-        "",
-        *_table(("kind", "condition", "units replaced", "sets", "refused"), rows),
-    ]
+    text = "Refusals among generated answers to held-out prompts that the model refuses, Wilson 95 % intervals."
+    return _section("Validation", text, ("kind", "condition", "units replaced", "sets", "refused"), rows)
 
 
 def _clamping(results: PatchingResults) -> list[str]:
@@ -167,22 +158,16 @@ def _curve(each: ClampRecord) -> list[str]:
 
 
 def _structure(results: PatchingResults) -> list[str]:
-    if not results.structure:
-        return []
-    rows = [(s.site, estimate(s.mean), str(len(s.categories))) for s in results.structure]
-    return [
-        "## Do categories use the same neurons?",
-        "",
+    rows = [(s.site, measured(s.mean), str(len(s.categories))) for s in results.structure]
+    text = (
         "Agreement of two categories' attributions over MLP neurons, over that of two halves of one category: 1, the "
-        "same neurons; 0, others.",
-        "",
-        *_table(("site", "mean over pairs of categories", "categories"), rows),
-    ]
+        "same neurons; 0, others."
+    )
+    header = ("site", "mean over pairs of categories", "categories")
+    return _section("Do categories use the same neurons?", text, header, rows)
 
 
 def _latents(results: PatchingResults) -> list[str]:
-    if not results.latents:
-        return []
     rows = []
     for e in results.latents[: 2 * SHOWN]:
         top = ", ".join(f"{_plain(name)} {n}" for name, n in e.categories.items())
@@ -191,7 +176,7 @@ def _latents(results: PatchingResults) -> list[str]:
             (f"`{e.site} #{e.latent}`", str(len(e.circuits)), *effects, f"{e.n_refused} of {len(e.top_prompts)}", top)
         )
     header = ("latent", "circuits", "denoise", "noise", "top prompts refused", "their categories")
-    return ["## Latents of circuits", "", *_table(header, rows)]
+    return _section("Latents of circuits", None, header, rows)
 
 
 def _notices(results: PatchingResults) -> list[str]:

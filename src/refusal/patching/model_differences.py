@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.random import Generator
 
+from refusal.measures import or_none
 from refusal.multiplicity import flips_needed, holm, sign_flip_p
 from refusal.patching.attribution import mean_effects
 from refusal.patching.records import CellComparison, DirectionComparison
@@ -54,11 +55,11 @@ def compare_maps(
             place=str(unit.place),
             layer=unit.site.layer,
             head=unit.head,
-            first=_known(means[0][row]),
-            second=_known(means[1][row]),
+            first=or_none(means[0][row]),
+            second=or_none(means[1][row]),
             difference=Measure.of(_mean_difference(differences[row], weights)),
             effect_size=effect_size(differences[row]),
-            p_corrected=_known(p[row]),
+            p_corrected=or_none(p[row]),
         )
         for row, unit in enumerate(first.units)
     ]
@@ -82,10 +83,6 @@ def effect_size(differences: Float[np.ndarray, " pair"]) -> float | None:
     if len(known) < 2 or known.std(ddof=1) == 0:
         return None
     return float(known.mean() / known.std(ddof=1))
-
-
-def _known(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def compare_directions(
@@ -130,4 +127,4 @@ def _half_cosine(differences: Float[np.ndarray, "pair d_model"], generator: Gene
     for _ in range(N_SPLITS):
         order = generator.permutation(len(differences))
         found.append(cosine(differences[order[::2]].mean(0), differences[order[1::2]].mean(0)))
-    return _known(float(np.mean(found)))
+    return or_none(float(np.mean(found)))

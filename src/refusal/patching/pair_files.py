@@ -17,7 +17,8 @@ from typing import Any
 
 from refusal.errors import InputError
 from refusal.patching.pairs import ContrastPair, PairSet, Unusable
-from refusal.untrusted import file_bytes, json_text
+from refusal.text_files import read_text
+from refusal.untrusted import json_text
 
 SIDES = ("clean", "corrupted")
 MOST_BYTES = 1 << 28
@@ -31,23 +32,9 @@ def read_pairs(path: Path) -> PairSet:
     Raises:
         InputError: The file cannot be read, is neither CSV nor JSON, or lacks a column; names file and line or entry.
     """
-    text = _read(path)
+    text = read_text(path, MOST_BYTES, "patching.pairs", "data, embedded, or a CSV or JSON file")
     rows = _json_rows(path, text) if path.suffix.lower() == ".json" else _csv_rows(path, text)
     return _pairs(path, rows)
-
-
-def _read(path: Path) -> str:
-    try:
-        return file_bytes(path, MOST_BYTES).decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(
-            f"patching.pairs: {path}: cannot be read ({error.strerror}); allowed are data, embedded, or a CSV or JSON "
-            "file; check the path"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"patching.pairs: {path}: is not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    except ValueError as error:
-        raise InputError(f"patching.pairs: {path}: cannot be read ({error}); {_ALLOWED}") from error
 
 
 def _csv_rows(path: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:

@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from refusal.config import Config
+from refusal.measures import as_matrix, or_none
 from refusal.patching.attention import GROUPS, attention_patterns
 from refusal.patching.direct import direction_attribution, linear_attribution, mean_difference, writers
+from refusal.patching.directions import TakenDirection
 from refusal.patching.material import Pairs
 from refusal.patching.records import (
     AttentionRecord,
@@ -54,18 +57,25 @@ def pairs_record(pairs: Pairs, seed: int) -> PairsRecord:
     )
 
 
-def write_records(runs: PairRuns, seed: int, n_draws: int) -> tuple[str, list[WriteRecord]]:
+def cosine_with_pairs(runs: PairRuns, taken: TakenDirection) -> float:
+    """Return the cosine of a direction with the pairs' difference in means at its site."""
+    return float(torch.cosine_similarity(taken.direction.raw, mean_difference(runs, taken.site), dim=0))
+
+
+def write_records(runs: PairRuns, taken: TakenDirection | None, config: Config) -> tuple[str, list[WriteRecord]]:
     """Return the residual site of the direction, and what every writer contributes to m and to the direction.
 
-    The direction is that of the last residual state before the last fifth of the depth: later ones hold the output
-    direction of any refusal, earlier ones miss what later blocks write.
+    Where none is taken, the direction is the difference in means of the last residual state before the last fifth of
+    the depth: later ones hold the output direction of any refusal, earlier ones miss what later blocks write.
     """
     layer = max(0, int(0.8 * runs.model.n_layers) - 1)
-    site = Site(SiteKind.RESIDUALS, layer)
+    site = Site(SiteKind.RESIDUALS, layer) if taken is None else taken.site
+    direction = mean_difference(runs, site) if taken is None else taken.direction.raw
     units = [*writers(runs.model, heads=False), *writers(runs.model, heads=True)]
     to_metric = linear_attribution(runs, units)
-    to_direction = direction_attribution(runs, units, mean_difference(runs, site))
-    weights = pair_weights(runs.categories, n_draws, np.random.default_rng([seed, _SEED]))
+    to_direction = direction_attribution(runs, units, site, direction)
+    generator = np.random.default_rng([config.seed, _SEED])
+    weights = pair_weights(runs.categories, config.analysis.bootstrap, generator)
     ones = np.ones(len(runs))
     return str(site), [
         WriteRecord(
@@ -122,18 +132,10 @@ def structure_records(runs: PairRuns, n_steps: int, seed: int) -> list[Structure
             StructureRecord(
                 site=str(site),
                 categories=names,
-                raw=_matrix(found.raw, names),
-                ceiling={name: _known(value) for name, value in zip(names, found.ceiling, strict=True)},
-                normalised=_matrix(found.normalised, names),
+                raw=as_matrix(found.raw, names),
+                ceiling={name: or_none(value) for name, value in zip(names, found.ceiling, strict=True)},
+                normalised=as_matrix(found.normalised, names),
                 mean=Measure.of(found.mean),
             )
         )
     return records
-
-
-def _known(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _matrix(values: Float[np.ndarray, "category category"], names: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    return {first: {second: _known(values[i, j]) for j, second in enumerate(names)} for i, first in enumerate(names)}

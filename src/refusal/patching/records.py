@@ -6,12 +6,15 @@ as corrupted, 1 = as clean. m is in logits (natural log). Rates are shares of an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 
+from refusal.labels.behaviour import Behaviour
+from refusal.measures import share
 from refusal.record import Artefact, Record
-from refusal.schemas import Measure, Rate
+from refusal.schemas import Matrix, Measure, Rate
 
 PATCHING = "python run_patching.py --config FILE"
 """The command that makes these artefacts."""
@@ -94,7 +97,7 @@ class WriteRecord(Record):
     layer: int
     head: int | None
     to_metric: Measure = Field(description="Through the frozen final norm to m, as a share of the gap.")
-    to_direction: Measure = Field(description="Along the refusal direction, as a share of its length.")
+    to_direction: Measure = Field(description="Along the refusal direction, as a share of the difference there.")
 
 
 class AttentionRecord(Record):
@@ -113,7 +116,22 @@ class RefusalsRecord(Record):
     """Refusals among generated answers."""
 
     refusal: Rate
-    n_unclear: int = Field(description="Answers that neither refuse nor comply as far as can be told.")
+    n_unclear: int = Field(
+        description="Answers that neither refuse nor comply as far as can be told: a sign of damage."
+    )
+
+    @classmethod
+    def of(cls, found: Sequence[Behaviour], n_sets: int = 1) -> RefusalsRecord:
+        """Return the counts of some answers.
+
+        Args:
+            found: What the model did.
+            n_sets: How often each prompt was answered, under different changes. Answers to the same prompt are not
+                independent, so more sets do not make the interval narrower.
+        """
+        n_unclear = sum(each is Behaviour.CANNOT_TELL for each in found)
+        n_refused = sum(each is Behaviour.REFUSED for each in found)
+        return cls(refusal=share(n_refused, len(found), len(found) // max(1, n_sets)), n_unclear=n_unclear)
 
 
 class ConditionRecord(Record):
@@ -138,8 +156,13 @@ class SiteClampRecord(Record):
     """What clamping at a site does to m on the pairs of the maps, as shares of the gap."""
 
     site: str
-    forced: float
-    suppressed: float
+    forced: float = Field(description="(m of corrupted prompts at strength 1 - m_corrupted) / gap.")
+    suppressed: float = Field(description="(m_clean - m of clean prompts at strength 0) / gap.")
+
+    @property
+    def both(self) -> float:
+        """The smaller of the two."""
+        return min(self.forced, self.suppressed)
 
 
 class ClampRecord(Record):
@@ -181,9 +204,9 @@ class StructureRecord(Record):
 
     site: str
     categories: tuple[str, ...]
-    raw: dict[str, dict[str, float | None]]
+    raw: Matrix
     ceiling: dict[str, float | None] = Field(description="Cosine of two halves of a category's own pairs.")
-    normalised: dict[str, dict[str, float | None]] = Field(description="Raw over the ceilings; 1: the same neurons.")
+    normalised: Matrix = Field(description="Raw over the ceilings; 1: the same neurons.")
     mean: Measure = Field(description="Mean of the normalised values over pairs of categories.")
 
 

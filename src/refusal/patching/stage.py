@@ -20,6 +20,7 @@ from typing import Any
 from refusal.artefacts import ResultPaths, sha256_file
 from refusal.config import Config, chosen
 from refusal.patching.answers import VALIDATED, Answers, control_notice
+from refusal.patching.directions import taken_direction
 from refusal.patching.findings import Findings, criteria_of, locate_all
 from refusal.patching.kept import Kept
 from refusal.patching.latent_records import latent_records
@@ -28,7 +29,7 @@ from refusal.patching.localise import Located
 from refusal.patching.maps import make_maps
 from refusal.patching.markdown import markdown_report
 from refusal.patching.material import Material
-from refusal.patching.parts import attention_records, pairs_record, structure_records, write_records
+from refusal.patching.parts import attention_records, cosine_with_pairs, pairs_record, structure_records, write_records
 from refusal.patching.records import (
     FORMULAS,
     AttentionRecord,
@@ -40,6 +41,7 @@ from refusal.patching.records import (
 )
 from refusal.patching.tables import write_tables
 from refusal.weights import weights_digest
+from refusal.wording import number
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,13 @@ class _Study:
         self.runs = material.pairs.maps
         self.kept = Kept(folder, self._plan())
         self.notices: list[str] = []
+        self.taken = taken_direction(material.config, material.model, material.paths)
+        if self.taken is not None:
+            cosine = cosine_with_pairs(self.runs, self.taken)
+            self.notices.append(
+                f"the refusal direction is {self.taken.source}; its cosine with the pairs' difference in means at "
+                f"{self.taken.site} is {number(cosine)}"
+            )
 
     def _plan(self) -> dict[str, Any]:
         """Return what decides everything: model, prompts, and how they are run."""
@@ -115,7 +124,7 @@ class _Study:
         findings = Findings(locate_all(maps, self.runs.categories, config.seed, criteria), settings)
         heads = findings.critical("heads", settings.max_heads)
         held = self._circuits()
-        direction_site, writes = write_records(self.runs, config.seed, config.analysis.bootstrap)
+        direction_site, writes = write_records(self.runs, self.taken, config)
         results = PatchingResults.build(
             model=self.material.name,
             n_layers=self.runs.model.n_layers,
@@ -191,10 +200,13 @@ class _Study:
     def _clamping(self, held: list[CircuitLatents]) -> list[ClampRecord]:
         if self.material.pairs.held_out is None:
             return []
-        more = self._answer_plan("patching.strengths", "patching.direction")
+        more = self._answer_plan("patching.strengths")
         records: list[ClampRecord] = []
         if "direction" in self.settings.clamp:
-            records += self.kept.part("clamp_direction", ClampRecord, more, lambda: Answers(self.material).direction())
+            decides = more | {"direction": None if self.taken is None else [self.taken.digest, self.taken.source]}
+            records += self.kept.part(
+                "clamp_direction", ClampRecord, decides, lambda: Answers(self.material).direction(self.taken)
+            )
         if "latents" in self.settings.clamp and held:
             more |= {"circuits": circuits_digest(self.material.paths, self.material.name)}
             records += self.kept.part("clamp_latents", ClampRecord, more, lambda: Answers(self.material).latents(held))

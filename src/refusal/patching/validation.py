@@ -14,43 +14,63 @@ pair's own complied prompt (counterfactual). Rates come with Wilson intervals.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from numpy.random import Generator
 from torch import Tensor
 
-from refusal.labels.behaviour import Behaviour
-from refusal.patching.generation import Answering, Asked, Refusals, Replacement, Rows, replace
+from refusal.interventions import Transform
+from refusal.models import ChatModel
+from refusal.patching.records import ConditionRecord, RefusalsRecord
 from refusal.patching.runs import PairRuns
 from refusal.patching.tokens import EVERYWHERE
 from refusal.patching.units import Ablation, Side, Unit, slice_of
 from refusal.patching.values import mean_parts
 from refusal.sites import Site
+from refusal.steering.answering import Answerer, Asked
+from refusal.steering.directional import Place
+from refusal.steering.frame import Frame
+from refusal.steering.run import Vary
 
 Part = tuple[Site, int | None]
 """A site, or one head of it."""
 
 
 @dataclass(frozen=True)
-class Condition:
-    """Refusals under one ablation."""
+class Replacement:
+    """Puts values into entries of a site, row by row; columns are counted from the end.
 
-    name: str
-    """What was done, in words."""
-    n_units: int
-    """How many units were replaced."""
-    refusals: Refusals
-    draws: int = 1
-    """Random sets that were tried; their answers are counted together."""
+    On the prompt position by position; on answer tokens `later` stands in, while counterfactual values, which exist for
+    the prompt alone, leave answer tokens as they are.
+    """
 
+    site: Site
+    entries: Sequence[slice]
+    """Which part of the site: a head, or all of it."""
+    values: Float[Tensor, "row pos width"]
+    mask: Bool[Tensor, "row pos"]
+    """Which positions are replaced."""
+    later: Float[Tensor, "row width"] | None = None
+    """What entries become on answer tokens; None: they stay."""
 
-def part_of(unit: Unit) -> Part:
-    """Return a unit without its place."""
-    return unit.site, unit.head
+    def changes(self, model: ChatModel, frame: Frame) -> Iterator[tuple[Place, Transform]]:
+        """Yield the site."""
+        yield self.site, self._change
+
+    def _change(self, acts: Tensor) -> Tensor:
+        """Replace entries on the prompt (several positions) or on one answer token."""
+        changed, n = acts.clone(), acts.shape[1]
+        for part in self.entries:
+            if n > 1:
+                values, mask = self.values[:, -n:, part].to(acts), self.mask[:, -n:, None].to(acts.device)
+                changed[..., part] = torch.where(mask, values, changed[..., part])
+            elif self.later is not None:
+                changed[..., part] = self.later[:, None, part].to(acts)
+        return changed
 
 
 class Removal:
@@ -88,38 +108,46 @@ class Removal:
         self._words = {site: weights @ words[site] for site in self._sites}
         self._end = {site: torch.einsum("np,pkw->nkw", weights, end[site]) for site in self._sites}
 
-    def during(self, parts: Sequence[Part], rows: Rows) -> AbstractContextManager[None]:
-        """Return a context in which parts are replaced for some of the prompts."""
-        by_site: dict[Site, list[Part]] = {}
-        for part in parts:
-            by_site.setdefault(part[0], []).append(part)
-        put = self._replacements(list(by_site), rows)
-        n_heads = self.runs.model.n_heads
-        entries = {
-            site: [
-                slice_of(Unit(site, head, EVERYWHERE), put[site].values.shape[-1], n_heads) for _, head in by_site[site]
-            ]
-            for site in by_site
-        }
-        return replace(self.runs.model, put, entries)
+    def of(self, parts: Sequence[Part]) -> Vary:
+        """Return what replaces parts, whichever prompts are answered."""
+        by_site: dict[Site, list[int | None]] = {}
+        for site, head in parts:
+            by_site.setdefault(site, []).append(head)
 
-    def _replacements(self, sites: Sequence[Site], rows: Rows) -> dict[Site, Replacement]:
-        chosen = self.runs.of(list(rows))
+        def vary(variants: Int[Tensor, " row"], prompts: Int[Tensor, " row"]) -> list[Replacement]:
+            """Return the replacements of some prompts."""
+            return self._replacements(by_site, prompts.tolist()) if by_site else []
+
+        return vary
+
+    def _replacements(self, by_site: Mapping[Site, Sequence[int | None]], rows: Sequence[int]) -> list[Replacement]:
+        chosen, sites = self.runs.of(rows), list(by_site)
         batch = chosen.batch(tuple(range(len(chosen))))
+        later: dict[Site, Tensor] = {}
         if self._ablation is Ablation.COUNTERFACTUAL:
-            acts = chosen.everywhere(batch, Side.CORRUPTED, sites)
+            values = chosen.everywhere(batch, Side.CORRUPTED, sites)
             mask = torch.stack([_corresponding(chosen, row, batch.width) for row in range(len(chosen))])
-            return {site: Replacement(acts[site], mask) for site in sites}
-        n_after = self.runs.frame.n_after
-        mask = batch.tokens[Side.CLEAN].is_token.cpu().clone()
-        for row, pair in enumerate(chosen.pairs):
-            mask[row, : batch.width - len(pair.clean) + self.runs.frame.n_before] = False
-        found = {}
-        for site in sites:
-            words, end = self._words[site][list(rows)], self._end[site][list(rows)]
-            values = torch.cat([words[:, None].expand(-1, batch.width - n_after, -1), end], dim=1)
-            found[site] = Replacement(values, mask, later=end[:, -1] if self._on_answer else None)
-        return found
+        else:
+            n_words = batch.width - self.runs.frame.n_after
+            values = {
+                site: torch.cat([self._words[site][rows, None].expand(-1, n_words, -1), self._end[site][rows]], dim=1)
+                for site in sites
+            }
+            mask = batch.tokens[Side.CLEAN].is_token.cpu().clone()
+            for row, pair in enumerate(chosen.pairs):
+                mask[row, : batch.width - len(pair.clean) + self.runs.frame.n_before] = False
+            later = {site: self._end[site][rows, -1] for site in sites} if self._on_answer else {}
+        n_heads = self.runs.model.n_heads
+        return [
+            Replacement(
+                site,
+                [slice_of(Unit(site, head, EVERYWHERE), values[site].shape[-1], n_heads) for head in heads],
+                values[site],
+                mask,
+                later.get(site),
+            )
+            for site, heads in by_site.items()
+        ]
 
 
 def _corresponding(runs: PairRuns, row: int, width: int) -> Tensor:
@@ -131,49 +159,49 @@ def _corresponding(runs: PairRuns, row: int, width: int) -> Tensor:
 
 
 def validate(
-    answering: Answering,
+    answerer: Answerer,
     removal: Removal,
+    kind: Literal["heads", "mlp"],
     critical: Sequence[Unit],
     every: Sequence[Unit],
-    n_draws: int,
-    generator: Generator,
-) -> list[Condition]:
+    random: Sequence[Sequence[Part]],
+) -> list[ConditionRecord]:
     """Return the refusals with nothing changed, with the critical units ablated or kept, and with random ones.
 
     Args:
-        answering: Answers and judges.
+        answerer: Answers and judges.
         removal: Replaces units.
+        kind: Of the units.
         critical: The units in question.
         every: All units of their kind.
-        n_draws: Random sets.
-        generator: Draws them.
+        random: Random sets of others.
     """
-    asked = clean_prompts(removal.runs)
-    parts, everything = ([*dict.fromkeys(part_of(unit) for unit in units)] for units in (critical, every))
-
-    def refusals(name: str, sets: Sequence[Sequence[Part]]) -> Condition:
-        """Return the refusals with each set replaced in turn."""
-        found: list[Behaviour] = []
-        for chosen in sets:
-            found += answering.behaviours(asked, lambda rows, chosen=chosen: removal.during(chosen, rows))  # type: ignore[misc]
-        return Condition(name, len(sets[0]) if sets else 0, Refusals.of(found, len(sets)), len(sets))
+    asked = prompts_of(removal.runs, Side.CLEAN)
+    parts, everything = parts_of(critical), parts_of(every)
 
     def without(chosen: Sequence[Part]) -> list[Part]:
         """Return all parts but some."""
         return [part for part in everything if part not in set(chosen)]
 
-    conditions = [Condition("nothing changed", 0, Refusals.of(answering.behaviours(asked)))]
-    if not parts:
-        return conditions
-    random = [random_parts(parts, everything, generator) for _ in range(n_draws)]
-    conditions.append(refusals("critical ablated", [parts]))
-    if random and random[0]:
-        conditions.append(refusals("random ablated", random))
-    conditions.append(refusals("only critical kept", [without(parts)]))
-    if random and random[0]:
-        conditions.append(refusals("only random kept", [without(each) for each in random]))
-    conditions.append(refusals("all ablated", [everything]))
-    return conditions
+    def refusals(name: str, sets: Sequence[Sequence[Part]]) -> ConditionRecord:
+        """Return the refusals with each set replaced in turn."""
+        found = [each for chosen in sets for each in answerer.behaviours(asked, 1, removal.of(chosen))[0]]
+        return ConditionRecord(
+            kind=kind, name=name, n_units=len(sets[0]), draws=len(sets), refusals=RefusalsRecord.of(found, len(sets))
+        )
+
+    conditions: dict[str, Sequence[Sequence[Part]]] = {"nothing changed": [[]]}
+    if parts:
+        kept_random = [without(each) for each in random]
+        conditions |= {"critical ablated": [parts], "random ablated": random, "only critical kept": [without(parts)]}
+        conditions |= {"only random kept": kept_random, "all ablated": [everything]}
+    has_random = bool(random) and bool(random[0])
+    return [refusals(name, sets) for name, sets in conditions.items() if has_random or "random" not in name]
+
+
+def parts_of(units: Sequence[Unit]) -> list[Part]:
+    """Return units without their places, each once."""
+    return list(dict.fromkeys((unit.site, unit.head) for unit in units))
 
 
 def random_parts(chosen: Sequence[Part], everything: Sequence[Part], generator: Generator) -> list[Part]:
@@ -199,13 +227,7 @@ def fills_layers(chosen: Sequence[Part], everything: Sequence[Part]) -> bool:
     return all(free.count(layer) >= taken.count(layer) for layer in set(taken))
 
 
-def clean_prompts(runs: PairRuns) -> Asked:
-    """Return the refused prompts of pairs."""
-    return Asked(tuple(pair.pair.clean for pair in runs.pairs), tuple(pair.clean for pair in runs.pairs), runs.prefix)
-
-
-def corrupted_prompts(runs: PairRuns) -> Asked:
-    """Return the complied prompts of pairs."""
-    return Asked(
-        tuple(pair.pair.corrupted for pair in runs.pairs), tuple(pair.corrupted for pair in runs.pairs), runs.prefix
-    )
+def prompts_of(runs: PairRuns, side: Side) -> Asked:
+    """Return the refused (clean) or the complied (corrupted) prompts of pairs."""
+    texts, token_ids = ([getattr(each, side) for each in every] for every in ([p.pair for p in runs.pairs], runs.pairs))
+    return Asked(texts, token_ids, runs.prefix)

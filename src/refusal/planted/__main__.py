@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from refusal import embedded
-from refusal.errors import InputError
+from refusal.errors import RefusalError
 from refusal.planted.build import ARCHITECTURES, make_model, make_tokenizer
 from refusal.planted.data import write_files
 from refusal.planted.folder import describe, load_world, save
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--over-refusal", type=float, default=0.04, help="share of refused pairs in the safe file")
     make.add_argument("--steps", type=int, help="at most; default: by the number of carriers")
     check = commands.add_parser("verify", help="run the causal checks on a model folder")
-    check.add_argument("folder", type=Path)
+    check.add_argument("model", help="a model folder, or planted/NAME of the shipped ones")
     commands.add_parser("list", help="list the shipped models")
     return parser
 
@@ -100,7 +100,8 @@ def _make(arguments: argparse.Namespace, command: str) -> int:
     return 1 if checks.failures else 0
 
 
-def _verify(folder: Path) -> int:
+def _verify(name: str) -> int:
+    folder = embedded.model_path(name) if name in embedded.model_names() else Path(name)
     world = load_world(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
     checks = verify(world, model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
@@ -133,8 +134,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.command == "make":
             return _make(arguments, _command(argv))
-        return _verify(arguments.folder) if arguments.command == "verify" else _list()
-    except InputError as error:
+        return _verify(arguments.model) if arguments.command == "verify" else _list()
+    except RefusalError as error:
         sys.stderr.write(f"{error}\n")
         return 2
 

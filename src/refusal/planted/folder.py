@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from refusal.artefacts import read_json, write_json
+from refusal.errors import ArtefactError
 from refusal.planted.verify import Checks
 from refusal.planted.worlds import World
 
 SCHEMA = "refusal-circuits/planted/2"
 TRUTH = "planted.json"
+MADE_BY = "python -m refusal.planted make"
 
 
 def save(folder: Path, world: World, model: Any, tokenizer: Any, checks: Checks, made_by: str) -> None:
@@ -43,12 +45,24 @@ def save(folder: Path, world: World, model: Any, tokenizer: Any, checks: Checks,
 
 
 def load_world(folder: Path) -> World:
-    """Return the world of a planted model's folder."""
-    fields = read_json(folder / TRUTH, "python -m refusal.planted make")["world"]
-    return World(**{**fields, "planted_layers": tuple(fields["planted_layers"])})
+    """Return the world of a planted model's folder.
+
+    Raises:
+        ArtefactError: The folder has no `planted.json`, or one of something else.
+        InputError: There can be no such world.
+    """
+    truth = read_json(folder / TRUTH, MADE_BY)
+    try:
+        fields = truth["world"]
+        return World(**{**fields, "planted_layers": tuple(fields["planted_layers"])})
+    except (KeyError, TypeError) as error:
+        raise ArtefactError(
+            f"{folder / TRUTH}: describes no world of this version ({type(error).__name__}: {error}); make it with: "
+            f"{MADE_BY}"
+        ) from error
 
 
 def describe(folder: Path) -> dict[str, Any]:
     """Return the content of `planted.json`."""
-    content = read_json(folder / TRUTH, "python -m refusal.planted make")
+    content = read_json(folder / TRUTH, MADE_BY)
     return dict(json.loads(json.dumps(content)))

@@ -11,8 +11,6 @@ has been assessed stays as long as SAEs, prompts and openers are the same.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from torch import Tensor
 
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, how_to_load
+from refusal.kept import plan_of
 from refusal.metric import RefusalMetric
 from refusal.models import ChatModel
 from refusal.readout import ReadoutRunner
@@ -123,7 +122,7 @@ class _Assessment:
             "heldout": self.ids,
             "weights": list(weights),
         }
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        return plan_of(decisive)
 
     def measure(self, folders: Folders, fingerprint: str) -> dict[tuple[Site, int], dict[str, Any]]:
         """Return the fields of `metrics.json` for each SAE; one SAE is in memory at a time."""

@@ -7,6 +7,7 @@ for byte; it can be made anew from a folder that was passed on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from refusal.sae.formats import CONFIG_FILE
 from refusal.sae.records import CARD_FILE, METRICS_FILE, REMAKE, SaeMetrics
 from refusal.schemas import Measure
 from refusal.sites import Site, SiteKind
+from refusal.wording import number
 
+_number = partial(number, digits=3)
 _PLACES = {
     SiteKind.RESIDUALS: "the residual stream after block {layer}, before any final norm",
     SiteKind.MLP: "what the MLP of block {layer} adds to the residual stream",
@@ -202,10 +205,6 @@ def _measured(measure: Measure) -> tuple[str, str, int]:
         return f"not measured: {measure.reason}", "-", measure.n
     has_ends = measure.low is not None and measure.high is not None
     return _number(measure.value), f"{_number(measure.low)} to {_number(measure.high)}" if has_ends else "-", measure.n
-
-
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3f}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -9,24 +9,20 @@ cost, and which rows are meant, the user knows.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from refusal.artefacts import atomic_write
 from refusal.errors import ArtefactError
-from refusal.weights import tensors_digest
+from refusal.sealed_tensors import read_sealed_tensors, write_sealed_tensors
 
 SECONDS = 60.0
 """Time between two writes, at least."""
-_CHECKSUM = "checksum"
-"""Key of the values under which the checksum of tensors and of the other values stands."""
+_KEY = "values"
+"""Entry of the metadata."""
 _REMEDY = "delete it; the training then starts anew"
 
 
@@ -68,7 +64,7 @@ class Checkpoint:
         if not self.path.exists():
             self._refuse_other_rows()
             return None
-        tensors, values = _read(self.path)
+        tensors, values = read_sealed_tensors(self.path, _KEY, _REMEDY)
         if values.get("fingerprint") != self.fingerprint:
             raise ArtefactError(f"{self.path}: belongs to a training with other settings; {_REMEDY}")
         return State(tensors, values)
@@ -76,7 +72,7 @@ class Checkpoint:
     def _refuse_other_rows(self) -> None:
         for path in sorted(self.folder.glob("checkpoint_*.safetensors")) if self.training else ():
             try:
-                _, values = _read(path)
+                _, values = read_sealed_tensors(path, _KEY, _REMEDY)
             except FileNotFoundError:  # another process has just done with it
                 continue
             if values.get("training") == self.training and values.get("rows") != self.rows:
@@ -91,40 +87,13 @@ class Checkpoint:
 
     def save(self, state: State) -> None:
         """Write the state in place of the last."""
-        tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
         about = {"fingerprint": self.fingerprint, "training": self.training, "rows": self.rows}
-        noted = {**state.values, **about}
-        values = json.dumps({**noted, _CHECKSUM: tensors_digest(tensors, noted)})
-        with atomic_write(self.path) as beside:
-            save_file(tensors, beside, metadata={"values": values})
+        write_sealed_tensors(self.path, state.tensors, {**state.values, **about}, _KEY)
         self._written = time.monotonic()
 
     def remove(self) -> None:
         """Delete the file, if there is one."""
         self.path.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the values of a checkpoint.
-
-    Raises:
-        ArtefactError: The file is damaged.
-        FileNotFoundError: There is none.
-    """
-    try:
-        with safe_open(path, "pt") as handle:
-            values = json.loads((handle.metadata() or {}).get("values", "null"))
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtefactError(f"{path}: not readable as a checkpoint ({error}); {_REMEDY}") from error
-    if not isinstance(values, dict):
-        return tensors, {}
-    checksum = values.pop(_CHECKSUM, None)
-    if checksum not in (None, tensors_digest(tensors, values)):
-        raise ArtefactError(f"{path}: damaged (its content does not fit the checksum in it); {_REMEDY}")
-    return tensors, values
 
 
 def pack(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

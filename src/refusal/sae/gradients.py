@@ -161,14 +161,16 @@ def sparse_gradients(
     d_values = bags.products(upstream, decoder) * (values > 0)
     d_dec = bags.gradient_of_rows(upstream, values).view_as(weights.dec)
     d_enc = bags.gradient_of_rows(centred.view(-1, d_model), d_values).view_as(weights.enc)
-    d_b_enc = torch.zeros(n_saes * d_sae).index_add_(0, table.view(-1), d_values.view(-1)).view_as(weights.b_enc)
+    d_b_enc = torch.zeros_like(weights.b_enc).view(-1).index_add_(0, table.view(-1), d_values.view(-1))
+    d_b_enc = d_b_enc.view_as(weights.b_enc)
     # Through x - b_dec every latent passes its gradient on to b_dec: summed over rows first, then one small product.
     d_b_dec = upstream.view_as(acts).sum(1) - torch.bmm(d_b_enc[:, None], weights.enc)[:, 0]
     found = Weights(d_enc, d_b_enc, d_dec, d_b_dec, torch.zeros_like(weights.threshold))
     if aux is not None and bool(aux.dead.any()):
         _add_aux(found, weights, _AuxBatch(centred, None if in_bf16 else pre, error), aux)
-    fired = torch.zeros(n_saes * d_sae).index_add_(0, table.view(-1), (values > 0).view(-1).float())
-    return Step(found, loss, fired.view_as(weights.b_enc))
+    fired = torch.zeros_like(weights.b_enc)
+    fired.view(-1).index_add_(0, table.view(-1), (values > 0).view(-1).to(fired))
+    return Step(found, loss, fired)
 
 
 class _Bags:

@@ -42,14 +42,19 @@ class SplitQuality(Record):
         return cls(**{name: getattr(found, name) for name in names})
 
 
-class SeedStability(Record):
-    """How well the latents of one seed are found again with another, matched one to one by decoder cosine."""
+class MatchedLatents(Record):
+    """How well latents are found again in another training, matched one to one by decoder cosine."""
 
-    seeds: tuple[int, int]
     mean_cosine: float = Field(description="Mean cosine of matched latents.")
     matched_share: float = Field(description="Share of latents matched with a cosine above 0.7.")
     weighted_mean_cosine: float | None = Field(description="Mean cosine, weighted by how often latents are active.")
     weighted_matched_share: float | None = Field(description="Share above 0.7, weighted likewise.")
+
+
+class SeedStability(MatchedLatents):
+    """How well the latents of one seed are found again with another."""
+
+    seeds: tuple[int, int]
 
     @classmethod
     def of(cls, seeds: tuple[int, int], found: Stability) -> SeedStability:
@@ -57,14 +62,10 @@ class SeedStability(Record):
         return cls(seeds=seeds, **vars(found))
 
 
-class HalfStability(Record):
+class HalfStability(MatchedLatents):
     """How well the latents of an SAE of one half of the training prompts are found again in that of the other half."""
 
     n_rows: int = Field(description="Training rows of each half; the SAE itself has both.")
-    mean_cosine: float = Field(description="Mean cosine of matched latents.")
-    matched_share: float = Field(description="Share of latents matched with a cosine above 0.7.")
-    weighted_mean_cosine: float | None = Field(description="Mean cosine, weighted by how often latents are active.")
-    weighted_matched_share: float | None = Field(description="Share above 0.7, weighted likewise.")
 
     @classmethod
     def of(cls, n_rows: int, found: Stability) -> HalfStability:

@@ -1,4 +1,4 @@
-"""SAEs whose latents are decided one by one: ReLU (`standard`) and JumpReLU. Loaded and run here, not trained yet.
+"""SAEs whose latents are decided one by one: ReLU (`standard`) and JumpReLU, loaded and run; `objectives` trains them.
 
 BatchTopK and Matryoshka SAEs are stored as JumpReLU with their inference threshold, so they load as such.
 Source: Rajamanoharan et al. 2407.14435, equation 4 (JumpReLU).

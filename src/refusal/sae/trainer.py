@@ -106,7 +106,7 @@ class Evaluation(NamedTuple):
     fvu_train: float
     """Fraction of variance unexplained on fixed training rows."""
     fvu_heldout: float | None
-    """The same on held-out rows; None without any."""
+    """The same on held-out rows; None where there are none, or none that differ."""
     l0: float
     """Mean number of active latents on the training rows looked at."""
     dead_share: float
@@ -269,7 +269,8 @@ class _StackRun:
         lr = learning_rate(self._recipe, self._step - 1)
         staying = []
         for place, index in enumerate(self.active):
-            out = float(heldout[place]) if len(self._check_rows[1]) else None
+            # One held-out row, or several that are the same, have no variance to explain.
+            out = float(heldout[place]) if bool(torch.isfinite(heldout[place])) else None
             point = Evaluation(self._step, lr, float(train[place]), out, float(l0[place]), float(dead[place]))
             if not torch.isfinite(train[place]):
                 raise InputError(
@@ -298,8 +299,9 @@ class _StackRun:
         if is_last:
             progress.stop_reason = f"all {self._recipe.steps} steps done"
         elif progress.since_best >= self._recipe.patience:
+            which = "training" if point.fvu_heldout is None else "held-out"
             progress.stop_reason = (
-                f"held-out FVU best at step {progress.best_step}, not better in {progress.since_best} evaluations since"
+                f"{which} FVU best at step {progress.best_step}, not better in {progress.since_best} evaluations since"
             )
 
     def _keep(self, places: Sequence[int]) -> None:

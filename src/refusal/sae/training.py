@@ -17,7 +17,6 @@ What is written depends on the inputs alone: an interrupted run that is started 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -33,6 +32,7 @@ from tqdm import tqdm
 from refusal.artefacts import ResultPaths, sha256_file
 from refusal.config import Config
 from refusal.errors import InputError
+from refusal.kept import plan_of
 from refusal.loading import resolve_device
 from refusal.processes import WHOLE, Part, this_part
 from refusal.sae.all_positions import READOUT_SHARE
@@ -192,7 +192,7 @@ class _Training:
         }
         if self.stage.others is not None:
             decisive["positions"] = {"of_prompt": self.stage.others.prompt.bincount().tolist(), "share": READOUT_SHARE}
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        return plan_of(decisive)
 
     def _write(self, job: Job, trained: Trained, rows: TensorRows, fingerprint: str) -> None:
         """Write one SAE; `metrics.json`, which says that it is complete, goes first and comes last."""

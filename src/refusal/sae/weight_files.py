@@ -6,7 +6,6 @@ damaged or of another kind is one error that names the file.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,32 +20,22 @@ from torch import Tensor
 from refusal.artefacts import read_json
 from refusal.errors import ArtefactError, InputError
 from refusal.untrusted import (
-    MOST_INFLATION,
     READ_ERRORS,
     check_archive,
     first_line,
+    require_regular,
     safetensors_header,
+    torch_file,
 )
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Those in which an SAE can compute."""
-_LEAST_BYTES = 1 << 20
-"""Bytes that tensors may take whatever the size of their file."""
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     if not is_zipfile(path):
         raise UnpicklingError("no file of torch.save, or one of before 2020")
-    check_archive(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pickle's protocol number, which damaged files have
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    tensors = {str(name): tensor.detach() for name, tensor in found.items()}
-    # a tensor may repeat a few numbers of its storage any number of times
-    taken = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    if taken > max(_LEAST_BYTES, MOST_INFLATION * path.stat().st_size):
-        raise ValueError(f"tensors of {taken} bytes in a file of {path.stat().st_size}")
-    return tensors
+    return {str(name): tensor.detach() for name, tensor in torch_file(path).items()}
 
 
 def _read_numpy(path: Path) -> dict[str, Tensor]:
@@ -75,6 +64,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ArtefactError: It is no such file or holds more than tensors.
     """
     try:
+        require_regular(path)
         return _FILE_READERS[path.suffix](path)
     except UnpicklingError as error:
         raise ArtefactError(

@@ -69,7 +69,7 @@ class Ablation:
         basis = _ready(self.basis, model)
         for place in (None, *model.sites()) if self.places is None else self.places:
             left = None if self.reference is None else _ready(self.reference[place], model)
-            yield place, _within(self.region, frame, self._change(basis, left, frame))
+            yield place, within(self.region, frame, self._change(basis, left, frame))
 
     def _change(self, basis: Tensor, left: Tensor | None, frame: Frame) -> Transform:
         amount = self.amount.to(basis) if isinstance(self.amount, Tensor) else self.amount
@@ -100,7 +100,7 @@ class Addition:
         """Yield the one place."""
         vector = _ready(self.vector, model)
         vector = vector * (self.coefficient.to(vector) if isinstance(self.coefficient, Tensor) else self.coefficient)
-        yield stream_after(self.layer), _within(self.region, frame, lambda value: value + vector.to(value.device))
+        yield stream_after(self.layer), within(self.region, frame, lambda value: value + vector.to(value.device))
 
 
 @dataclass(frozen=True)
@@ -117,17 +117,28 @@ class Clamp:
 
     def changes(self, model: ChatModel, frame: Frame) -> Iterator[tuple[Place, Transform]]:
         """Yield the one place."""
-        unit = _ready(self.unit, model)
-        wanted = self.value.to(unit) if isinstance(self.value, Tensor) else self.value
+        yield stream_after(self.layer), within(self.region, frame, self.change)
 
-        def change(value: Tensor) -> Tensor:
-            """Set the projection."""
-            there = unit.to(value.device)
-            level = wanted.to(value.device) if isinstance(wanted, Tensor) else wanted
-            missing: Tensor = level - (value * there).sum(-1, keepdim=True)
-            return value + missing * there
+    def change(self, value: Tensor) -> Tensor:
+        """Return a value with its projection set, wherever it is."""
+        return to_level(value, self.unit, self.value)
 
-        yield stream_after(self.layer), _within(self.region, frame, change)
+
+def to_level(
+    value: Float[Tensor, "*rows d_model"], unit: Float[Tensor, "*#rows d_model"], level: float | Tensor
+) -> Float[Tensor, "*rows d_model"]:
+    """Return a value with its projection on unit vectors set to a level, in the value's precision."""
+    there = unit.to(value)
+    wanted = level.to(value) if isinstance(level, Tensor) else level
+    missing: Tensor = wanted - (value * there).sum(-1, keepdim=True)
+    return value + missing * there
+
+
+def random_units(n: int, d_model: int, seed: int) -> Float[Tensor, "draw d_model"]:
+    """Return random unit vectors, uniform over the sphere, float64: what any direction does."""
+    drawn = torch.randn(n, d_model, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    units: Tensor = drawn / drawn.norm(dim=-1, keepdim=True)
+    return units
 
 
 def orthonormal(vectors: Float[Tensor, "direction d_model"]) -> Float[Tensor, "basis d_model"]:
@@ -169,8 +180,8 @@ def _ready(tensor: Tensor, model: ChatModel) -> Tensor:
     return tensor.to(device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
 
 
-def _within(region: Region, frame: Frame, change: Transform) -> Transform:
-    """Return a change that keeps to a region and gives back the value's dtype."""
+def within(region: Region, frame: Frame, change: Transform) -> Transform:
+    """Return a change, made in float32 at least, that keeps to a region and gives back the value's dtype."""
 
     def apply(value: Tensor) -> Tensor:
         """Change a value in the region of a pass."""

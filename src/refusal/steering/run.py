@@ -23,8 +23,8 @@ from refusal.steering.directional import DEFAULT_FRAME, Intervention, steered
 from refusal.steering.frame import Frame
 
 Result = TypeVar("Result")
-Vary = Callable[[Int[Tensor, " row"]], Sequence[Intervention]]
-"""Makes the interventions of a batch from the number of the variant of each of its rows."""
+Vary = Callable[[Int[Tensor, " row"], Int[Tensor, " row"]], Sequence[Intervention]]
+"""Makes the interventions of a batch from the numbers of the variant and of the prompt of each of its rows."""
 Score = Callable[[Float[Tensor, "row vocab"], Int[Tensor, " row"]], Float[Tensor, "row score"]]
 """Numbers from the first-token logits (float32) of rows and the numbers of their prompts."""
 
@@ -76,14 +76,14 @@ class Response:
         return str(model.tokenizer.decode([*prefix, *self.token_ids], skip_special_tokens=True))
 
 
-def unchanged(variants: Int[Tensor, " row"]) -> Sequence[Intervention]:
+def unchanged(variants: Int[Tensor, " row"], prompts: Int[Tensor, " row"]) -> Sequence[Intervention]:
     """Intervene nowhere: the one variant of a baseline."""
     return ()
 
 
 def same(*interventions: Intervention) -> Vary:
     """Return the one variant in which all rows have the same interventions."""
-    return lambda variants: interventions
+    return lambda variants, prompts: interventions
 
 
 @torch.no_grad()
@@ -102,7 +102,7 @@ def measure(
 
     def run(prompts: list[int], variants: Int[Tensor, " row"]) -> list[Tensor]:
         """Return the scores of some rows."""
-        with steered(runs.model, *vary(variants), frame=runs.frame):
+        with steered(runs.model, *vary(variants, torch.tensor(prompts)), frame=runs.frame):
             logits = readout_logits(runs.model, [token_ids[prompt] for prompt in prompts])
         return list(score(logits, torch.tensor(prompts)).cpu().double())
 
@@ -126,7 +126,7 @@ def respond(
 
     def run(prompts: list[int], variants: Int[Tensor, " row"]) -> list[Response]:
         """Return the answers of some rows."""
-        with steered(runs.model, *vary(variants), frame=runs.frame):
+        with steered(runs.model, *vary(variants, torch.tensor(prompts)), frame=runs.frame):
             batch = [token_ids[prompt] for prompt in prompts]
             found = capture(runs.model, batch, [], max_new_tokens, leave_at=0.0)
         return [Response(tuple(answer), ended) for answer, ended in zip(found.answers, found.ended, strict=True)]

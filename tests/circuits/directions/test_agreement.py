@@ -11,7 +11,7 @@ from synthetic_results import MODULAR, MONOLITHIC, UNDETERMINED, World, comparis
 from circuits.directions.agreement import compare_with_circuits, matrix_agreement
 from circuits.directions.verdict import Answer, state
 from refusal.config import AnalysisConfig
-from refusal.directions.geometry_records import as_matrix
+from refusal.measures import as_matrix
 
 SIX = NAMES[:6]
 TWO_GROUPS = World("made", "PARTIALLY MODULAR", (SIX[::2], SIX[1::2]), categories=SIX)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -14,8 +15,7 @@ from refusal.directions.activations import collect
 from refusal.directions.candidates import Contrast, MeanDiffs
 from refusal.directions.formats import (
     Instruction,
-    direction_of,
-    from_published,
+    read_direction,
     read_evaluations,
     read_published,
     read_split,
@@ -72,12 +72,17 @@ def test_what_was_written_comes_back_as_it_was(tmp_path):
     published = read_published(tmp_path)
     assert published.is_consistent
     assert published.cosine == pytest.approx(1)
-    assert direction_of(published).layer == 1
-    assert torch.equal(direction_of(published).raw, diffs.vector(-2, 1))
-    ours = from_published(published)
-    assert torch.equal(ours.values, diffs.values[:, :-1]), "what the last block adds is not in the layout"
-    assert torch.equal(ours.embedding, diffs.embedding)
+    assert torch.equal(published.mean_diffs[:, 1:], diffs.values[:, :-1]), "without the last block"
+    assert torch.equal(published.mean_diffs[:, 0], diffs.embedding)
     assert torch.equal(to_published(diffs), published.mean_diffs)
+
+
+def test_a_direction_is_read_without_its_candidates_and_counts_blocks_as_ours(tmp_path):
+    write_published(tmp_path, made(), -2, 1)
+    (tmp_path / "mean_diffs.pt").unlink()
+    direction = read_direction(tmp_path)
+    assert (direction.position, direction.layer, str(direction.site)) == (-2, 1, "residuals_1")
+    assert torch.equal(direction.raw, made().vector(-2, 1))
 
 
 def test_files_are_byte_reproducible_and_the_last_block_cannot_be_written(tmp_path):
@@ -87,6 +92,11 @@ def test_files_are_byte_reproducible_and_the_last_block_cannot_be_written(tmp_pa
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     with pytest.raises(ValueError, match="no direction after block 3"):
         write_published(tmp_path, made(), -1, 3)
+
+
+def as_pipe(folder):
+    (folder / "direction.pt").unlink()
+    os.mkfifo(folder / "direction.pt")
 
 
 @pytest.mark.parametrize(
@@ -99,6 +109,13 @@ def test_files_are_byte_reproducible_and_the_last_block_cannot_be_written(tmp_pa
         (lambda folder: torch.save(torch.zeros(6).long(), folder / "direction.pt"), r"found a tensor \(6,\) of torch"),
         (lambda folder: torch.save(torch.zeros(5), folder / "direction.pt"), "found 5 numbers; .* has d_model 6"),
         (lambda folder: torch.save(torch.full((6,), torch.nan), folder / "direction.pt"), "not finite"),
+        (
+            lambda folder: torch.save(torch.ones(1).expand(1 << 40), folder / "direction.pt"),
+            r"direction\.pt: .* bytes in",
+        ),
+        (lambda folder: torch.save(torch.ones(6).to_sparse(), folder / "direction.pt"), "nested, sparse or without"),
+        (lambda folder: torch.save(torch.ones(6, device="meta"), folder / "direction.pt"), "nested, sparse or without"),
+        (as_pipe, r"direction\.pt: cannot be read as a tensor \(no regular file\)"),
         (lambda folder: (folder / "direction_metadata.json").write_text("{"), "cannot be read as JSON"),
         (lambda folder: (folder / "direction_metadata.json").write_text('{"pos": -1}'), "layer: found None"),
         (
@@ -114,9 +131,26 @@ def test_a_bad_folder_is_told_by_file_and_reason(tmp_path, spoil, said):
         read_published(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: torch.save(torch.zeros(6), folder / "direction.pt"), "all numbers are 0; that is no direction"),
+        (lambda folder: (folder / "direction_metadata.json").write_text('{"pos": 1, "layer": 2}'), "pos counts from"),
+        (lambda folder: (folder / "direction_metadata.json").unlink(), "direction_metadata.json: not found"),
+    ],
+)
+def test_a_bad_direction_without_candidates_is_told(tmp_path, spoil, said):
+    write_published(tmp_path, made(), -1, 1)
+    spoil(tmp_path)
+    with pytest.raises(InputError, match=said):
+        read_direction(tmp_path)
+
+
 def test_a_folder_that_is_none_is_told(tmp_path):
     with pytest.raises(InputError, match=r"does not exist; give a folder with mean_diffs\.pt"):
         read_published(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"does not exist; give a folder with direction\.pt and"):
+        read_direction(tmp_path / "nowhere")
 
 
 def test_a_pickled_object_is_not_run(tmp_path):

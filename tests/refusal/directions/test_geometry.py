@@ -8,7 +8,8 @@ from direction_records import geometry
 from made_directions import layers, sides
 
 from refusal.directions.geometry import GeometryOptions, direction_geometry, layer_geometry
-from refusal.directions.geometry_records import LayerGeometry, as_matrix, from_matrix
+from refusal.directions.geometry_records import LayerGeometry
+from refusal.measures import as_matrix, from_matrix
 
 FEW = GeometryOptions(draws=40, jackknife_groups=3)
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import PROMPTS
 
-from refusal.directions.acting import choose_coefficient, choose_region, random_directions
-from refusal.directions.candidates import Contrast, Direction, MeanDiffs
+from refusal.directions.acting import choose_coefficient, choose_region
+from refusal.directions.candidates import Contrast, MeanDiffs
 from refusal.directions.schemas import Candidate, Filters, RegionTrial
 from refusal.directions.scoring import Scorer, Validation, published_score
 from refusal.directions.selection import choose, failures
@@ -139,14 +139,6 @@ def test_the_region_is_where_the_weaker_effect_is_largest():
     assert choose_region(trials) is Region.ANSWER
     alike = dict.fromkeys(Region, RegionTrial(removed=1.0, induced=1.0))
     assert choose_region(alike) is Region.ALL
-
-
-def test_random_directions_have_the_norm_asked_for_and_depend_on_the_seed():
-    direction = Direction(torch.tensor([3.0, 4.0, 0.0], dtype=torch.float64), -1, 0, "x")
-    drawn = random_directions(direction, 4, 0)
-    assert torch.allclose(drawn.norm(dim=-1), torch.full((4,), 5.0, dtype=torch.float64))
-    assert torch.equal(drawn, random_directions(direction, 4, 0))
-    assert not torch.equal(drawn, random_directions(direction, 4, 1))
 
 
 def label(index, category, behaviour, dataset_label="toxic"):

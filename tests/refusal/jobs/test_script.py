@@ -93,7 +93,7 @@ def test_torque_is_asked_in_its_words():
 @pytest.mark.parametrize(
     ("dialect", "needed", "expected"),
     [
-        (Slurm(), None, ["sbatch", "--parsable", "s"]),
+        (Slurm(), None, ["sbatch", "--parsable", "--hold", "s"]),
         (
             Slurm(),
             Needed("7", True),

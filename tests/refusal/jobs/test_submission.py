@@ -53,7 +53,11 @@ def test_a_dry_run_shows_scripts_and_commands_and_writes_nothing(here, capsys, s
     assert (
         commands[2:]
         == {
-            "slurm": [f"sbatch --parsable {scripts[0]}", f"sbatch --parsable {after} {scripts[1]}"],
+            "slurm": [
+                f"sbatch --parsable --hold {scripts[0]}",
+                f"sbatch --parsable {after} {scripts[1]}",
+                "scontrol release ID_OF_INFERENCE",
+            ],
             "pbs": [
                 f"qsub -h {scripts[0]}",
                 f"qsub -W depend=afterok:ID_OF_INFERENCE {scripts[1]}",

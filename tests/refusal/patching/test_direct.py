@@ -21,6 +21,7 @@ from refusal.patching.direct import (
 from refusal.patching.exact import patch_units
 from refusal.patching.units import Mode, Patch, Side
 from refusal.sites import Site, SiteKind
+from refusal.steering.directional import random_units
 
 LEARNED_POSITIONS = ("gpt2", "opt")
 """Families whose embedding of the readout position differs with the length of the prompt."""
@@ -85,10 +86,22 @@ def test_linear_attributions_add_up_to_what_the_last_state_contributes():
     np.testing.assert_allclose(parts, wanted.numpy(), rtol=1e-3)
 
 
-def test_writes_along_the_direction_sum_to_one_up_to_its_layer():
+@pytest.mark.parametrize("other", [False, True])
+def test_writes_along_a_direction_sum_to_one_up_to_its_layer(other):
     runs = planted_runs("modular")
     site = Site.parse("residuals_2")
+    direction = mean_difference(runs, site)
+    if other:
+        direction = 3 * direction + random_units(1, len(direction), 0)[0] * direction.norm()
     units = writers(runs.model, heads=False)
-    shares = direction_attribution(runs, units, mean_difference(runs, site))
+    shares = direction_attribution(runs, units, site, direction)
     until = [row for row, unit in enumerate(units) if unit.site.layer <= 2]
     assert shares[until].sum(0).mean() == pytest.approx(1, abs=1e-5)
+
+
+def test_along_a_direction_in_which_the_pairs_do_not_differ_there_are_no_shares():
+    runs = planted_runs("modular")
+    site = Site.parse("residuals_2")
+    difference, other = mean_difference(runs, site), random_units(1, runs.model.d_model, 0)[0]
+    other = other - (other @ difference) / difference.square().sum() * difference
+    assert np.isnan(direction_attribution(runs, writers(runs.model, heads=False), site, other)).all()

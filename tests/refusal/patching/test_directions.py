@@ -1,4 +1,4 @@
-"""A direction that was found elsewhere: read as published, or said what is wrong with it."""
+"""Which direction patching takes, and what is said of one that does not fit."""
 
 from __future__ import annotations
 
@@ -9,42 +9,63 @@ import pytest
 import torch
 from tiny_models import make_model
 
-from refusal.errors import InputError
-from refusal.patching.directions import given_direction
+from refusal.artefacts import ResultPaths
+from refusal.config import Config
+from refusal.errors import ArtefactError, InputError
+from refusal.patching.directions import check_direction, direction_files, taken_direction
 
 
-def write(folder, direction, metadata):
-    torch.save(direction, folder / "direction.pt")
-    (folder / "direction_metadata.json").write_text(json.dumps(metadata))
-    return str(folder)
+def write(folder, direction=None, metadata=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(torch.arange(32.0) if direction is None else direction, folder / "direction.pt")
+    (folder / "direction_metadata.json").write_text(json.dumps(metadata or {"pos": -2, "layer": 2}))
 
 
-def test_the_layer_is_that_before_which_it_was_read(tmp_path):
-    found = given_direction(write(tmp_path, torch.arange(32.0), {"pos": -2, "layer": 2}), make_model("llama"))
-    assert (str(found.site), found.position, found.layer) == ("residuals_1", -2, 2)
-    assert found.direction.tolist() == list(range(32))
+def with_direction(folder):
+    return Config(patching={"direction": str(folder)})
+
+
+def test_the_configured_one_goes_before_the_chosen_one_and_that_before_none(tmp_path):
+    model, paths = make_model("llama"), ResultPaths(tmp_path / "results")
+    assert taken_direction(Config(), model, paths) is None
+    write(paths.directions(model.name))
+    chosen = taken_direction(Config(), model, paths)
+    assert chosen.source == f"directions/{model.name}/direction.pt (position -2, layer 2 as published)"
+    assert str(chosen.site) == "residuals_1", "the input of block 2"
+    write(tmp_path / "own", metadata={"pos": -1, "layer": 0})
+    given = taken_direction(with_direction(tmp_path / "own"), model, paths)
+    assert given.source == f"{tmp_path}/own/direction.pt (position -1, layer 0 as published)"
+    assert str(given.site) == "residuals_0", "of the embeddings, the first state that can be held"
+    assert given.digest != chosen.digest
+    assert direction_files(Config(), model.name, paths)[0].parent == paths.directions(model.name)
 
 
 @pytest.mark.parametrize(
     ("direction", "metadata", "said"),
     [
-        (torch.ones(16), {"pos": -1, "layer": 1}, r"found \(16,\); llama needs 32 finite numbers"),
-        (torch.full((32,), float("nan")), {"pos": -1, "layer": 1}, "needs 32 finite numbers"),
-        (torch.zeros(32), {"pos": -1, "layer": 1}, "all numbers are 0"),
-        ([1.0], {"pos": -1, "layer": 1}, "found list"),
-        (torch.ones(32), {"pos": -1, "layer": 9}, "layer is 9; llama has layers 0 to 2"),
-        (torch.ones(32), {"pos": -1}, "found no numbers pos and layer"),
+        (torch.ones(16), None, r"found 16 numbers; llama has d_model 32; use a direction of this model"),
+        (torch.full((32,), float("nan")), None, "some numbers are not finite"),
+        (torch.zeros(32), None, "all numbers are 0"),
+        ([1.0], None, "found list"),
+        (None, {"pos": -1, "layer": 9}, "layer is 9; llama has layers 0 to 2"),
+        (None, {"pos": -1}, "layer: found None; allowed is a whole number"),
     ],
 )
-def test_what_does_not_fit_is_said(tmp_path, direction, metadata, said):
-    with pytest.raises(InputError, match=said):
-        given_direction(write(tmp_path, direction, metadata), make_model("llama"))
+def test_what_does_not_fit_is_said_with_the_key_or_the_command(tmp_path, direction, metadata, said):
+    model, paths = make_model("llama"), ResultPaths(tmp_path)
+    write(paths.directions(model.name), direction, metadata)
+    with pytest.raises(ArtefactError, match=rf"{said}.*make it anew with: .*run_directions.py"):
+        taken_direction(Config(), model, paths)
+    with pytest.raises(InputError, match=rf"^patching\.direction: .*{said}"):
+        taken_direction(with_direction(paths.directions(model.name)), model, paths)
 
 
-def test_a_missing_file_and_a_file_that_runs_code_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"no direction\.pt and no direction_metadata\.json; allowed is a folder"):
-        given_direction(str(tmp_path), make_model("llama"))
-    write(tmp_path, torch.ones(32), {"pos": -1, "layer": 1})
+def test_a_configured_file_that_is_missing_or_runs_code_is_refused_before_a_model_loads(tmp_path):
+    check_direction(Config())
+    for folder, said in ((tmp_path / "nowhere", "does not exist"), (tmp_path, "direction.pt: not found")):
+        with pytest.raises(InputError, match=rf"^patching\.direction: .*{said}"):
+            check_direction(with_direction(folder))
+    write(tmp_path)
     (tmp_path / "direction.pt").write_bytes(pickle.dumps(print, protocol=2))
-    with pytest.raises(InputError, match="no tensor file that is safe to read"):
-        given_direction(str(tmp_path), make_model("llama"))
+    with pytest.raises(InputError, match="cannot be read as a tensor"):
+        check_direction(with_direction(tmp_path))

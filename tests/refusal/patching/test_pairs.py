@@ -126,10 +126,10 @@ def test_a_file_of_another_form_is_an_error_that_names_the_place(tmp_path, name,
 
 
 def test_a_file_that_is_missing_or_not_utf8_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"cannot be read.*check the path"):
+    with pytest.raises(InputError, match=r"cannot be read.*allowed is data, embedded, or.*check its name"):
         read_pairs(tmp_path / "none.csv")
     (tmp_path / "latin.csv").write_bytes("clean,corrupted\ncaf\xe9,b\n".encode("latin-1"))
-    with pytest.raises(InputError, match="is not UTF-8"):
+    with pytest.raises(InputError, match="which is not UTF-8"):
         read_pairs(tmp_path / "latin.csv")
 
 

@@ -21,7 +21,7 @@ from refusal.planted.interchange import Exchange, neurons_of, run
 from refusal.planted.language import ANSWERS, OTHER_ANSWERS, made_up
 from refusal.planted.pool import make_pool
 from refusal.planted.train import train
-from refusal.planted.verify import verify
+from refusal.planted.verify import Checks, verify
 from refusal.planted.worlds import (
     MECHANISMS,
     N_INTENTS,
@@ -237,6 +237,27 @@ def test_list_names_the_shipped_models(capsys):
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
     assert all(f"planted/{name}" in shown for name in SHIPPED)
+
+
+@pytest.mark.parametrize(
+    ("truth", "message"),
+    [
+        (None, "planted.json: not found; make it with"),
+        ("{}", "describes no world"),
+        ('{"world": []}', "describes no world"),
+    ],
+)
+def test_verify_of_what_is_no_planted_model_says_so(tmp_path, capsys, truth, message):
+    if truth is not None:
+        (tmp_path / "planted.json").write_text(truth)
+    assert main(["verify", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_verify_takes_the_names_that_list_gives(monkeypatch, capsys):
+    monkeypatch.setattr("refusal.planted.__main__.verify", lambda world, *_: Checks(behaviour=len(world.groups) / 2))
+    assert main(["verify", "planted/partial"]) == 0
+    assert "behaviour        1.000   >= 0.98" in capsys.readouterr().out
 
 
 def test_make_trains_and_writes_a_folder_that_verify_reads(tmp_path, capsys):

@@ -33,11 +33,13 @@ def some_dead() -> AuxK:
 
 
 @pytest.mark.parametrize("aux", [None, some_dead()])
-def test_sparse_gradients_equal_those_of_autograd(aux):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_sparse_gradients_equal_those_of_autograd(aux, dtype, tolerance):
     weights, acts = problem()
+    weights, acts = Weights(*(tensor.to(dtype) for tensor in weights)), acts.to(dtype)
     dense, sparse = (way(weights, acts, K, aux) for way in (dense_gradients, sparse_gradients))
     for one, two in zip(dense.gradients[:4], sparse.gradients[:4], strict=True):
-        assert float((one - two).norm() / one.norm()) < 1e-6
+        assert float((one - two).norm() / one.norm()) < tolerance
     assert not dense.gradients.threshold.any()
     assert not sparse.gradients.threshold.any()
     torch.testing.assert_close(dense.loss, sparse.loss)

@@ -13,7 +13,7 @@ from refusal.errors import ArtefactError, InputError
 from refusal.sae.gradients import Weights
 from refusal.sae.metrics import fvu
 from refusal.sae.objectives import BANDWIDTH, L0_WEIGHT, OBJECTIVES, BatchTopK, JumpRelu, Matryoshka, Relu
-from refusal.sae.rows import TensorRows, split_rows
+from refusal.sae.rows import RowSplit, TensorRows, split_rows
 from refusal.sae.trainer import Recipe, Task, Trained, train_stack
 
 
@@ -75,6 +75,18 @@ def test_rows_that_are_not_finite_are_told(bad):
 def test_rows_that_are_all_the_same_are_told():
     with pytest.raises(InputError):
         train(torch.ones(N_ROWS, D_MODEL), [("residuals_0", 0)])
+
+
+@pytest.mark.parametrize("n_heldout", [1, 3])
+def test_held_out_rows_without_variance_do_not_choose_the_weights(n_heldout):
+    rows = make_rows()
+    rows[:n_heldout] = rows[0]
+    split = RowSplit(torch.arange(n_heldout, N_ROWS), torch.ones(N_ROWS - n_heldout).double(), torch.arange(n_heldout))
+    recipe = Recipe(d_sae=32, k=2, steps=300, batch_size=64, lr=0.01)
+    (trained,) = train_stack([Task("residuals_0", 0, TensorRows(rows))], split, recipe)
+    assert trained.best_step > 0
+    assert trained.history[-1].fvu_heldout is None
+    assert fvu(rows, trained.sae(rows).reconstruction) < 0.7
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from tiny_models import FAMILIES, PROMPTS
 from refusal.interventions import record
 from refusal.sites import Site, SiteKind
 from refusal.steering import Ablation, Addition, Clamp, Frame, Gate, Gated, Region, orthonormal, steered
+from refusal.steering.directional import random_units
 from refusal.steering.run import Runs, measure, readout_logits, respond, same, unchanged
 
 D_MODEL = 32
@@ -133,6 +134,13 @@ def test_clamping_sets_the_projection_and_leaves_the_rest(tiny_model):
     assert torch.allclose(clamped @ beside, plain @ beside, atol=1e-5)
 
 
+def test_random_units_have_length_one_and_depend_on_the_seed():
+    drawn = random_units(4, 3, 0)
+    assert torch.allclose(drawn.norm(dim=-1), torch.ones(4, dtype=torch.float64))
+    assert torch.equal(drawn, random_units(4, 3, 0))
+    assert not torch.equal(drawn, random_units(4, 3, 1))
+
+
 @pytest.mark.parametrize("region", Region)
 def test_a_region_keeps_to_its_positions(tiny_model, region):
     model, vector = tiny_model("llama"), unit()
@@ -146,12 +154,12 @@ def test_each_row_of_a_batch_may_have_its_own_direction(tiny_model):
     runs, token_ids = Runs(model), model.tokenize(PROMPTS)
     units = torch.stack([unit(seed) for seed in range(3)])
     first = lambda logits, prompts: logits[:, :4]  # noqa: E731
-    together = measure(runs, token_ids, 3, lambda variants: [Ablation(units[variants][:, None])], first)
+    together = measure(runs, token_ids, 3, lambda variants, prompts: [Ablation(units[variants][:, None])], first)
     for index in range(3):
         alone = measure(runs, token_ids, 1, same(Ablation(units[index][None])), first)[0]
         assert torch.allclose(together[index], alone, atol=1e-5)
     strengths = torch.tensor([0.0, 2.0], dtype=torch.float64)
-    vary = lambda variants: [Addition(units[0], 1, strengths[variants][:, None, None])]  # noqa: E731
+    vary = lambda variants, prompts: [Addition(units[0], 1, strengths[variants][:, None, None])]  # noqa: E731
     doses = measure(runs, token_ids, 2, vary, first)
     assert torch.allclose(doses[0], measure(runs, token_ids, 1, unchanged, first)[0], atol=1e-5)
     assert torch.allclose(doses[1], measure(runs, token_ids, 1, same(Addition(2 * units[0], 1)), first)[0], atol=1e-5)
@@ -187,7 +195,7 @@ def test_answers_of_rows_with_their_own_directions_are_those_of_each_alone(tiny_
     ends = 60 * model.model.get_output_embeddings().weight[3].detach().double()
     vectors = torch.stack([0 * ends, 5 * unit(1), ends, 5 * unit(2)])
     layer = model.n_layers - 1
-    together = respond(runs, token_ids, 4, lambda variants: [Addition(vectors[variants][:, None], layer)], 8)
+    together = respond(runs, token_ids, 4, lambda variants, prompts: [Addition(vectors[variants][:, None], layer)], 8)
     for index, vector in enumerate(vectors):
         assert together[index] == respond(runs, token_ids, 1, same(Addition(vector, layer)), 8)[0]
     lengths = {len(answer.token_ids) for of_variant in together for answer in of_variant}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Protocol
 
 NOT_MEASURED = "not measured"
 """What stands where a number is null."""
@@ -64,6 +65,27 @@ def estimate(value: float | None, ends: Sequence[float | None], digits: int = 2)
     ('0.93 [0.90, 0.96]', 'not measured', '0.50')
     """
     return f"{number(value, digits)} {interval(ends, digits)}".rstrip()
+
+
+class Measured(Protocol):
+    """A number with its interval, whichever record or estimate holds it."""
+
+    @property
+    def value(self) -> float | None:
+        """The number; None: not measured."""
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of its interval."""
+
+    @property
+    def high(self) -> float | None:
+        """Upper end."""
+
+
+def measured(found: Measured, digits: int = 2) -> str:
+    """Return what a record or an estimate holds, as `estimate` puts it."""
+    return estimate(found.value, (found.low, found.high), digits)
 
 
 def plural(n: int, noun: str) -> str:

@@ -13,7 +13,7 @@ from refusal.patching.records import (
     StructureRecord,
     UnitRecord,
 )
-from refusal.patching.wording import in_words
+from refusal.patching.sentences import in_words
 from refusal.schemas import Measure, Rate
 from refusal.stats import wilson_interval
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from refusal.patching.records import ClampRecord, ConditionRecord, PatchingResults, RefusalsRecord, UnitRecord
-from refusal.patching.written import estimate, rate
+from refusal.patching.written import rate
 from refusal.schemas import Measure
 from refusal.sites import Site
+from refusal.wording import measured
 
 SAME, OTHERS = 0.8, 0.5
 """Agreement of categories over neurons from which on they are called the same, and below which others."""
@@ -53,7 +54,7 @@ def _writers(results: PatchingResults) -> list[str]:
 def _effects(units: Mapping[str, UnitRecord]) -> str:
     """Return a layer with what it restores and removes, by mode."""
     name = next(iter(units.values())).name
-    said = " and ".join(f"{_VERBS[mode]} {estimate(unit.effect)}" for mode, unit in units.items())
+    said = " and ".join(f"{_VERBS[mode]} {measured(unit.effect)}" for mode, unit in units.items())
     return f"{name} ({said})"
 
 
@@ -115,9 +116,9 @@ def _clamping(clamps: Sequence[ClampRecord]) -> list[str]:
 def _structure(results: PatchingResults) -> list[str]:
     """Say whether categories use the same neurons in the layers that pass the decision on."""
     layers = [name.replace("mlp_", "neurons_") for name in results.critical_layers.get("mlp", ())]
-    measured = {each.site: each.mean for each in results.structure if each.mean.value is not None}
-    found = [(site, measured[site]) for site in sorted(layers, key=Site.parse) if site in measured]
-    said = [f"{_shared(mean)} at {site} ({estimate(mean)})" for site, mean in found]
+    means = {each.site: each.mean for each in results.structure if each.mean.value is not None}
+    found = [(site, means[site]) for site in sorted(layers, key=Site.parse) if site in means]
+    said = [f"{_shared(mean)} at {site} ({measured(mean)})" for site, mean in found]
     return [f"Categories use {'; '.join(said)}: agreement over that of two halves of one category."] if said else []
 
 
