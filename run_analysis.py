@@ -2,8 +2,8 @@
 
 Reads DIR/refusal_labels/*.json and DIR/model_outputs/*.json, prints one table per model and writes
 DIR/analysis_results.json, DIR/detector_disagreements.csv and two figures in DIR/visualizations. With --labels FILE the
-detectors are compared with what people said (formats: src/refusal/label_files.py). Exit status: 0 done, 2 the folder or
-a file is wrong, 130 interrupted.
+detectors are compared with what people said (formats: src/refusal/evaluation/label_files.py). Exit status: 0 done, 2
+the folder or a file is wrong, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from refusal import behaviour_plots
-from refusal.agreement import Judged, compare, judge_all, write_disagreements
 from refusal.artefacts import ResultPaths
 from refusal.cli import run_command
 from refusal.errors import ArtefactError, InputError
-from refusal.evaluation import AnalysisResults, analyse_all
-from refusal.evaluation_text import as_text
-from refusal.label_files import HumanLabel, read_labels
+from refusal.evaluation import plots as behaviour_plots
+from refusal.evaluation.agreement import Judged, compare, judge_all, write_disagreements
+from refusal.evaluation.label_files import HumanLabel, read_labels
+from refusal.evaluation.rates import AnalysisResults, analyse_all
+from refusal.evaluation.text import as_text
 from refusal.schemas import ModelOutputs, RefusalLabels
 
 

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import GroupKFold, LeaveOneGroupOut
 
-from refusal.agreement import refusal_f1
 from refusal.errors import InputError
-from refusal.label_files import read_labels
+from refusal.evaluation.agreement import refusal_f1
+from refusal.evaluation.label_files import read_labels
 from refusal.labels import DEFAULT, DETECTORS, Behaviour, Judgement
 from refusal.labels.learned import features, judge_features
 from refusal.labels.reading import read

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from refusal.sae.recipe import Recipe
 from refusal.sae.topk import TopKSae
-from refusal.sae.trainer import Recipe
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,10 @@ from benchmarks.sae_peers import PEERS, Scaled, installed
 from refusal.sae import gradients, objectives
 from refusal.sae.auto import auto_lr
 from refusal.sae.metrics import quality
+from refusal.sae.recipe import Recipe
 from refusal.sae.rows import RowSplit, TensorRows
 from refusal.sae.topk import TopKSae
-from refusal.sae.trainer import Recipe, Task, train_stack
+from refusal.sae.trainer import Task, train_stack
 
 N_TRAIN, N_HELDOUT = 60_000, 4_000
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,55 +11,41 @@ from typing import TYPE_CHECKING
 from circuits.tracking import track
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, Stage
-from refusal.config.patching import SOURCES, PatchingConfig
+from refusal.config.patching import SOURCES
 from refusal.directions.inputs import outside_files
-from refusal.model_files import decisive_files, model_folder
 from refusal.models import resolve
 from refusal.processes import WHOLE, Part, Team
 from refusal.prompts import local_files
 from refusal.shards import note
-from refusal.stages import Pipeline, Unit, result_folder
+from refusal.stages import Pipeline, Unit
+from refusal.stages.run_lock import result_folder
 
 if TYPE_CHECKING:
-    from refusal.inference import Inference
-
-log = logging.getLogger(__name__)
-
-INFERENCE_KEYS = (
-    "dataset_dir",
-    "categories",
-    "num_samples_per_category",
-    "safe_subset",
-    "seed",
-    "dtype",
-    "max_new_tokens",
-    "system_prompt",
-    "activation_layers",
-    "capture",
-)
-BESIDE = (Stage.DIRECTIONS, Stage.PATCHING)
-"""Stages that lead to no verdict; they run where they are asked for."""
-SAES_VERSION = 2
-"""Raised when the stage leaves other files or numbers for the same inputs; SAEs whose weights are the same are kept."""
-COMPARE_VERSION = 2
-"""Raised when the same measurements give another verdict."""
-SAE_KEYS = ("sae", "seed", "activation_layers")
-CIRCUIT_KEYS = ("circuit", "sae.seeds", "seed", "categories", "activation_layers")
-COMPARE_KEYS = (*CIRCUIT_KEYS, "analysis")
-DIRECTION_KEYS = ("directions", "seed", "analysis", "categories", "max_new_tokens", "system_prompt", "report")
-ANSWER_KEYS = ("analysis.bootstrap", "categories", "seed", "max_new_tokens", "system_prompt", "labels")
-PICTURE_KEY = "report.image_format"
-PATCHING_KEYS = (
-    *(f"patching.{name}" for name in PatchingConfig.model_fields if name != "compare"),
-    *ANSWER_KEYS,
-    PICTURE_KEY,
-)
-COMPARED_KEYS = ("compare", "n_pairs", "align", "min_gap", "modes", "kinds", "template_positions", "latex")
-PATCHING_COMPARISON_KEYS = (
-    *(f"patching.{name}" for name in COMPARED_KEYS),
-    "analysis.bootstrap",
-    "seed",
-    "system_prompt",
+    from refusal.inference.stage import Inference
+from circuits.units import (
+    BESIDE,
+    CIRCUIT_KEYS,
+    COMPARE_KEYS,
+    COMPARE_VERSION,
+    DIRECTION_KEYS,
+    INFERENCE_KEYS,
+    PATCHING_COMPARISON_KEYS,
+    PATCHING_KEYS,
+    SAE_KEYS,
+    SAES_VERSION,
+    circuit_files,
+    direction_files,
+    existing,
+    inference_files,
+    is_of_positions,
+    lacks_circuits,
+    lacks_positions,
+    model_files,
+    patching_comparison_files,
+    patching_files,
+    pretrained_files,
+    sae_files,
+    taken_direction,
 )
 
 HALVES = "halves of the prompts"
@@ -152,7 +137,7 @@ class RefusalCircuitAnalyzer:
         return paths
 
     def _infer(self, config: Config, model: str, paths: ResultPaths) -> None:
-        from refusal.inference import merge_shards
+        from refusal.inference.stage import merge_shards
 
         if self.is_merge:
             merge_shards(config, model, paths)
@@ -163,7 +148,7 @@ class RefusalCircuitAnalyzer:
         captured.finish()
 
     def _capture_part(self, model: str, part: Part) -> None:
-        from refusal.inference import Inference
+        from refusal.inference.stage import Inference
 
         inference = Inference(self.config, model, ResultPaths(self.config.result_dir))
         inference.capture(part.within(self.shard))
@@ -190,16 +175,16 @@ class RefusalCircuitAnalyzer:
     def _units(self, model: str, paths: ResultPaths) -> list[Unit]:
         inference = self._inference(model, paths)
         saes = self._unit(
-            Stage.SAES, model, SAE_KEYS, (inference,), self._train_saes, partial(_sae_files, paths, model), paths
+            Stage.SAES, model, SAE_KEYS, (inference,), self._train_saes, partial(sae_files, paths, model), paths
         )
-        saes = replace(saes, version=SAES_VERSION, fetched=partial(_pretrained_files, self.config.sae.pretrained))
+        saes = replace(saes, version=SAES_VERSION, fetched=partial(pretrained_files, self.config.sae.pretrained))
         circuits = self._unit(
             Stage.CIRCUITS,
             model,
             CIRCUIT_KEYS,
             (inference, saes),
             _discover,
-            partial(_circuit_files, paths, model),
+            partial(circuit_files, paths, model),
             paths,
         )
         compare = self._unit(
@@ -208,7 +193,7 @@ class RefusalCircuitAnalyzer:
             COMPARE_KEYS,
             (inference, saes, circuits),
             _compare,
-            partial(_existing, paths.comparison(model), paths.effects(model)),
+            partial(existing, paths.comparison(model), paths.effects(model)),
             paths,
         )
         compare = replace(compare, version=COMPARE_VERSION)
@@ -225,7 +210,7 @@ class RefusalCircuitAnalyzer:
             DIRECTION_KEYS,
             (inference,),
             _direct,
-            partial(_direction_files, paths, model),
+            partial(direction_files, paths, model),
             paths,
         )
         return [replace(unit, inputs=outside_files(self.config))]
@@ -236,11 +221,11 @@ class RefusalCircuitAnalyzer:
         assert model is not None  # a unit of one model
         if Stage.PATCHING not in self.config.stages and not paths.stage_record(Stage.PATCHING, model).exists():
             return []
-        outputs = partial(_patching_files, self.config, paths, model)
+        outputs = partial(patching_files, self.config, paths, model)
         unit = self._unit(Stage.PATCHING, model, PATCHING_KEYS, (inference,), _patch, outputs, paths)
         files = () if source in SOURCES else (Path(source),)
-        lacks = partial(_lacks_circuits, self.config, paths, model)
-        return [replace(unit, inputs=files, lacks=lacks, fetched=partial(_taken_direction, self.config, model, paths))]
+        lacks = partial(lacks_circuits, self.config, paths, model)
+        return [replace(unit, inputs=files, lacks=lacks, fetched=partial(taken_direction, self.config, model, paths))]
 
     def _patching_comparison(self, units: list[Unit], paths: ResultPaths) -> list[Unit]:
         """Return the unit that compares models by patching, where that is asked for."""
@@ -248,19 +233,19 @@ class RefusalCircuitAnalyzer:
             return []
         compared = {name for pair in self.config.patching.compare for name in pair}
         needs = tuple(unit for unit in units if unit.stage is Stage.INFERENCE and unit.model in compared)
-        outputs = partial(_patching_comparison_files, paths)
+        outputs = partial(patching_comparison_files, paths)
         run = partial(_compare_patched, self.config, paths)
         return [Unit(Stage.PATCHING, None, PATCHING_COMPARISON_KEYS, (), needs, outputs, run)]
 
     def _inference(self, model: str, paths: ResultPaths) -> Unit:
         files = local_files(self.config.dataset_dir, self.config.safe_subset)
-        outputs = partial(_inference_files, paths, model)
+        outputs = partial(inference_files, paths, model)
         # a key of its own only when it is on: results of earlier versions, which did not have it, stay up to date
         keys = (*INFERENCE_KEYS, *(("trust_remote_code",) if self.config.trust_remote_code else ()))
         unit = self._unit(Stage.INFERENCE, model, keys, (), self._infer, outputs, paths)
-        lacks = partial(_lacks_positions, self.config, paths, model)
-        fetched = partial(_model_files, *resolve(model))
-        return replace(unit, inputs=files, lacks=lacks, fetched=fetched, is_read_checked=_is_of_positions)
+        lacks = partial(lacks_positions, self.config, paths, model)
+        fetched = partial(model_files, *resolve(model))
+        return replace(unit, inputs=files, lacks=lacks, fetched=fetched, is_read_checked=is_of_positions)
 
     def _unit(
         self,
@@ -297,9 +282,6 @@ class RefusalCircuitAnalyzer:
         return Unit(Stage.REPORT, None, ("report", "models", "categories"), (), needs, lambda: written, run)
 
 
-# The functions of the stages; imported when they run, so that a plan is quick to show. -------------------------------
-
-
 def _discover(config: Config, model: str, paths: ResultPaths) -> None:
     from circuits.circuit_stage import discover_circuits
 
@@ -318,92 +300,13 @@ def _direct(config: Config, model: str, paths: ResultPaths) -> None:
     run_directions(config, model, paths)
 
 
-def _direction_files(paths: ResultPaths, model: str) -> list[Path]:
-    from circuits.directions.files import direction_files
-
-    return direction_files(paths, model)
-
-
 def _patch(config: Config, model: str, paths: ResultPaths) -> None:
     from circuits.patching.stage import patch_model
 
     patch_model(config, model, paths)
 
 
-def _lacks_circuits(config: Config, paths: ResultPaths, model: str) -> str | None:
-    from circuits.patching.stage import lacks_circuits
-
-    return lacks_circuits(config, paths, model)
-
-
-def _taken_direction(config: Config, model: str, paths: ResultPaths) -> Sequence[Path]:
-    from refusal.patching.directions import direction_files
-
-    return direction_files(config, model, paths)
-
-
-def _patching_files(config: Config, paths: ResultPaths, model: str) -> list[Path]:
-    from circuits.patching.stage import patching_files
-
-    return patching_files(config, paths, model)
-
-
 def _compare_patched(config: Config, paths: ResultPaths) -> None:
     from circuits.patching.stage import compare_models_of
 
     compare_models_of(config, paths)
-
-
-def _patching_comparison_files(paths: ResultPaths) -> list[Path]:
-    return sorted(path for path in (paths.root / "patching" / "comparisons").rglob("[!.]*") if path.is_file())
-
-
-def _existing(*paths: Path) -> list[Path]:
-    return [path for path in paths if path.exists()]
-
-
-def _inference_files(paths: ResultPaths, model: str) -> list[Path]:
-    files = sorted(path for path in paths.activations(model).glob("[!.]*") if path.is_file())
-    return [*files, paths.refusal_labels(model), paths.model_outputs(model), paths.evaluation(model)]
-
-
-def _is_of_positions(path: Path) -> bool:
-    """Return whether an output is one of the huge ones, which the store compares with its index as it reads them."""
-    return path.name.startswith("positions-")
-
-
-def _model_files(source: str, revision: str | None) -> tuple[Path, ...] | None:
-    return None if model_folder(source, revision) is None else decisive_files(source, revision)
-
-
-def _pretrained_files(pattern: str | None) -> tuple[Path, ...] | None:
-    from refusal.sae.pretrained import files_here
-
-    return () if pattern is None else files_here(pattern)
-
-
-def _lacks_positions(config: Config, paths: ResultPaths, model: str) -> str | None:
-    from refusal.store import ActivationStore
-
-    if not config.sae.uses_all_positions or ActivationStore(paths.activations(model)).has_positions:
-        return None
-    return (
-        "sae.positions is all, and the activations hold the readout position only; the FILE of the inference stage "
-        "must say sae.positions: all too"
-    )
-
-
-def _sae_files(paths: ResultPaths, model: str) -> list[Path]:
-    return sorted(path for path in paths.saes(model).rglob("*") if path.is_file())
-
-
-def _circuit_files(paths: ResultPaths, model: str) -> list[Path]:
-    folder = paths.circuit(model, "x").parent
-    prefix = paths.circuit(model, "x").name.removesuffix("x_circuit.json")
-    # a category's part of a name holds no "_": what does is of another model, whose name begins with this one's
-    files = sorted(
-        path
-        for path in folder.glob("*_circuit.json")
-        if path.name.startswith(prefix) and "_" not in path.name.removeprefix(prefix).removesuffix("_circuit.json")
-    )
-    return [*files, *_existing(paths.attributions(model))]

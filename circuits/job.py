@@ -19,6 +19,7 @@ from refusal.cli import (
     SMALL_MODEL,
     build_parser,
     build_stage_parser,
+    path_of_flag,
     read_config,
     run_command,
     stages_named,
@@ -99,10 +100,27 @@ def _main_job(arguments: argparse.Namespace, words: Sequence[str]) -> str:
 
 def _directions_job(arguments: argparse.Namespace) -> str:
     if arguments.inspect is not None:
-        from circuits.directions.inspection import inspect_folder
-
-        return inspect_folder(arguments.inspect, arguments.result_dir)
+        return _inspection(arguments)
     return _beside_job(Stage.DIRECTIONS, arguments)
+
+
+def _inspection(arguments: argparse.Namespace) -> str:
+    """Look at a folder of published directions.
+
+    Raises:
+        InputError: The folder is not in the published layout, or a flag has no meaning here.
+    """
+    from circuits.directions.inspection import DEFAULT_RESULTS, inspect_folder
+
+    given = {"--set": arguments.overrides, "--stages": arguments.stages, "--force": arguments.force}
+    for flag, value in (given | {"--dry-run": arguments.dry_run}).items():
+        if value:
+            raise InputError(
+                f"{flag}: found with --inspect, which runs no stage; allowed beside it are --result-dir, -v"
+            )
+    folder = path_of_flag(arguments.inspect, "--inspect")
+    results = DEFAULT_RESULTS if arguments.result_dir is None else path_of_flag(arguments.result_dir, "--result-dir")
+    return inspect_folder(folder, results)
 
 
 def _beside_job(stage: Stage, arguments: argparse.Namespace) -> str:

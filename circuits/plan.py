@@ -9,7 +9,7 @@ from refusal.cli import as_table
 from refusal.config import Config
 from refusal.errors import InputError
 from refusal.models import resolve
-from refusal.needs import estimate, missing_room, missing_sites, model_size
+from refusal.needs import check_stage_files, estimate, missing_room, missing_sites, model_size
 from refusal.prompts import draw, load_prompts
 from refusal.resources import free_bytes, human_bytes
 
@@ -18,8 +18,9 @@ def describe_plan(config: Config, analyzer: RefusalCircuitAnalyzer) -> str:
     """Return the plan as text.
 
     Raises:
-        InputError: The data set, the categories, a model's name or a site are wrong.
+        InputError: The data set, the categories, a model's name, a site or a file of a stage are wrong.
     """
+    check_stage_files(config)
     missing = missing_sites(config)
     if missing:
         raise InputError("\n".join(missing))

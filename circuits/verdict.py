@@ -120,16 +120,19 @@ def resample(prompts: RefusedPrompts, n_seeds: int, n_draws: int, generator: np.
     """Return weights that draw prompts within each category and fold, a fold's circuit for each category, and seeds.
 
     Other prompts give other circuits as well. Of two independent halves a draw takes one for each category, which has
-    the variance of their mean: E[(x0 - x1)^2 / 4] = var(x) / 2.
+    the variance of their mean: E[(x0 - x1)^2 / 4] = var(x) / 2. Of n seeds a draw takes n - 1 with replacement, for the
+    same reason: n would have (n - 1) / n of the variance of their mean, two thirds with three seeds.
 
     Sources: Davison & Hinkley (1997), section 3.8 (hierarchical data: resample the outer level, then within it);
-    McCarthy (1969), doi:10.2307/1402116 (half-samples of two units a stratum).
+    McCarthy (1969), doi:10.2307/1402116 (half-samples of two units a stratum); Rao & Wu (1988),
+    J. Am. Stat. Assoc. 83, 231 (samples of n - 1).
     """
     strata = 2 * prompts.category + prompts.fold
     drawn = bootstrap_weights(len(strata), n_draws, generator, strata=strata)
     fold = generator.integers(2, size=(n_draws, prompts.n_categories))
     circuits = np.stack([fold == 0, fold == 1], axis=1).astype(float)
-    seeds = generator.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=n_draws) / n_seeds
+    n_drawn = max(1, n_seeds - 1)
+    seeds = generator.multinomial(n_drawn, np.full(n_seeds, 1 / n_seeds), size=n_draws) / n_drawn
     return Resampling(drawn, circuits, seeds)
 
 

@@ -13,26 +13,27 @@ import numpy as np
 
 from circuits.plots.inspection import inspection_figure
 from circuits.plots.style import save_figure
-from refusal.artefacts import ResultPaths
 from refusal.cli import as_table
 from refusal.directions.inspection import Inspection, inspect
-from refusal.file_names import unsafe_name
+from refusal.stages.run_lock import writable_folder
+from refusal.untrusted.names import unsafe_name
 
 DEFAULT_RESULTS = Path("results")
 
 
-def inspect_folder(folder: Path, result_dir: Path | None) -> str:
+def inspect_folder(folder: Path, result_dir: Path = DEFAULT_RESULTS) -> str:
     """Return what was found as text, and draw it.
 
     Args:
         folder: In the published layout.
-        result_dir: Where the figure goes, below `visualizations`; None: `results`.
+        result_dir: Where the figure goes, below `visualizations`.
 
     Raises:
-        InputError: The folder is not in the published layout, or its files do not fit together.
+        InputError: The folder is not in the published layout, its files do not fit together, or the result folder
+            cannot be written.
     """
     found = inspect(folder)
-    paths = ResultPaths(DEFAULT_RESULTS if result_dir is None else result_dir)
+    paths = writable_folder(result_dir)
     name = unsafe_name(folder.resolve().name)
     figure = paths.direction_plot(name, "inspection")
     save_figure(inspection_figure(name, found), figure, "png")

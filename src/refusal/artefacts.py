@@ -23,9 +23,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from refusal.errors import ArtefactError
-from refusal.file_names import safe_category, safe_name
 from refusal.sites import Site
-from refusal.untrusted import json_file
+from refusal.untrusted.files import json_file
+from refusal.untrusted.names import safe_category, safe_name
 
 CHECKSUM = "checksum"
 """Key of a JSON artefact under which the checksum of all the others stands."""

@@ -22,7 +22,8 @@ from typing import TextIO
 from refusal.config import Config, Stage, load
 from refusal.errors import InputError, RefusalError
 from refusal.resources import is_out_of_memory
-from refusal.untrusted import first_line
+from refusal.untrusted.files import first_line, shown
+from refusal.untrusted.text import local_path
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def _common_parser(description: str, *, inspects: bool = False) -> argparse.Argu
     source.add_argument("--config", type=Path, metavar="FILE", help="YAML file, see configurations/")
     if inspects:
         folder = "look at a folder with mean_diffs.pt, direction.pt and direction_metadata.json; needs no model"
-        source.add_argument("--inspect", type=Path, metavar="FOLDER", help=folder)
+        source.add_argument("--inspect", metavar="FOLDER", help=folder)
     parser.add_argument(
         "--set",
         action="append",
@@ -78,7 +79,7 @@ def _common_parser(description: str, *, inspects: bool = False) -> argparse.Argu
         dest="overrides",
         help="override a key, e.g. sae.lr=1e-3",
     )
-    parser.add_argument("--result-dir", type=Path, metavar="DIR", help="override result_dir")
+    parser.add_argument("--result-dir", metavar="DIR", help="override result_dir")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     parser.add_argument("-v", "--verbose", action="store_true", help="more detail")
     return parser
@@ -94,6 +95,18 @@ def read_config(arguments: argparse.Namespace) -> Config:
     if arguments.result_dir is not None:
         overrides.append(f"result_dir={json.dumps(str(arguments.result_dir))}")
     return load(arguments.config, overrides)
+
+
+def path_of_flag(text: str, flag: str) -> Path:
+    """Return the path that a flag gives, with `~` resolved.
+
+    Raises:
+        InputError: No file or folder could be called so.
+    """
+    try:
+        return local_path(text)
+    except ValueError as error:
+        raise InputError(f"{flag}: found {shown(text)}: {error}") from error
 
 
 def stages_named(text: str, flag: str) -> tuple[Stage, ...]:

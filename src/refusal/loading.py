@@ -28,11 +28,11 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from refusal import embedded
 from refusal.errors import InputError
 from refusal.model_files import check_parts
 from refusal.processes import this_part
-from refusal.untrusted import first_line
+from refusal.prompts import embedded
+from refusal.untrusted.files import first_line
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refusal.errors import InputError
-from refusal.untrusted import TensorEntry, json_file, safetensors_header
+from refusal.untrusted.files import TensorEntry, json_file, safetensors_header
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from refusal.artefacts import ResultPaths
 from refusal.config import Config, Stage
 from refusal.directions.inputs import check_files
 from refusal.errors import InputError
-from refusal.inference import SHARD_BYTES, SHARD_PROMPTS
+from refusal.inference.stage import SHARD_BYTES, SHARD_PROMPTS
 from refusal.known_sizes import known_size
 from refusal.model_files import ModelSize
 from refusal.models import resolve, resolve_device, resolve_dtype
@@ -95,11 +95,20 @@ def check_before_loading(config: Config) -> None:
     Raises:
         InputError: All that was found.
     """
-    if Stage.PATCHING in config.stages:
-        check_patching(config)
+    check_stage_files(config)
     found = [*missing_sites(config), *missing_room(config, planned_prompts(config))]
     if found:
         raise InputError("\n".join(found))
+
+
+def check_stage_files(config: Config) -> None:
+    """Raise if a file that a stage besides the main ones reads is missing or wrong.
+
+    Raises:
+        InputError: Names the file and what is wrong with it.
+    """
+    if Stage.PATCHING in config.stages:
+        check_patching(config)
     if Stage.DIRECTIONS in config.stages:
         check_files(config)
 

@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal.sites import Site
-from refusal.untrusted import safetensors_header
+from refusal.untrusted.files import safetensors_header
 
 _NUMPY_OF = {"F32": np.float32, "F16": np.float16, "BF16": np.int16, "F64": np.float64}
 """What NumPy reads each dtype of safetensors as; it has no bfloat16, whose bits are kept."""

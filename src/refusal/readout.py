@@ -27,8 +27,8 @@ from transformers import DynamicCache
 
 from refusal.interventions import Transform, edit
 from refusal.interventions import record as record_sites
-from refusal.model_checks import additive_mask
 from refusal.models import ChatModel, TokenBatch
+from refusal.models.checks import additive_mask
 from refusal.sites import Site
 
 ReadoutTransform = Callable[[Float[Tensor, "variant batch d_model"]], Float[Tensor, "variant batch d_model"]]

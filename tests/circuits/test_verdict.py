@@ -94,6 +94,15 @@ def test_resample_draws_within_categories_and_folds_and_means_agree():
     assert draws[:, 0].std() > 0.01
 
 
+@pytest.mark.parametrize("n_seeds", [1, 2, 3, 5])
+def test_resampled_seeds_vary_as_the_mean_of_seeds_does(n_seeds):
+    weights = resample(PROMPTS, n_seeds, n_draws=20_000, generator=np.random.default_rng(0)).seeds
+    values = np.random.default_rng(1).normal(size=n_seeds)
+    expected = values.var(ddof=1) / n_seeds if n_seeds > 1 else 0.0
+    assert (weights @ values).var() == pytest.approx(expected, rel=0.05)
+    assert (weights @ values).mean() == pytest.approx(values.mean(), abs=0.02)
+
+
 @pytest.mark.parametrize("circuits_vary", [0.0, 1.0], ids=["circuits-found-alike", "circuits-differ-by-fold"])
 def test_interval_of_transfer_covers_the_truth_as_often_as_it_says(circuits_vary):
     truth, hits, trials, n = 0.5, 0, 200, 8

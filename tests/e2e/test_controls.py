@@ -13,10 +13,10 @@ import yaml
 from circuits.circuit_stage import discover_circuits
 from circuits.compare_stage import compare_categories
 from circuits.job import main
-from refusal import embedded
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, load
 from refusal.models import ChatModel
+from refusal.prompts import embedded
 from refusal.schemas import Comparison, RefusalLabels
 
 MODEL = "planted/modular"

@@ -14,10 +14,11 @@ from huggingface_hub import constants
 
 import run_analysis
 from circuits.job import inference_main, main
-from refusal import embedded, signatures
 from refusal.artefacts import ResultPaths
 from refusal.errors import ArtefactError
+from refusal.prompts import embedded
 from refusal.sae.checkpoint import Checkpoint, State
+from refusal.stages import signatures
 
 MODEL = "planted/partial"
 SMALL = {
@@ -231,7 +232,7 @@ def test_a_model_file_that_was_swapped_between_runs_is_noticed(tmp_path, caplog)
 
 
 def test_a_model_file_that_was_swapped_during_a_run_is_told(tmp_path, capsys, monkeypatch):
-    from refusal import inference
+    from refusal.inference import stage as inference
 
     model, root = copied_model(tmp_path / "model"), tmp_path / "r"
     original = inference.Inference.finish

@@ -20,9 +20,12 @@ import yaml
 
 from circuits import circuit_stage, compare_stage, report
 from circuits.job import main
-from refusal import artefacts, behaviour, inference, signatures
+from refusal import artefacts
 from refusal.artefacts import ResultPaths
+from refusal.inference import behaviour
+from refusal.inference import stage as inference
 from refusal.sae import checkpoint, training
+from refusal.stages import signatures
 
 MODEL = "planted/partial"
 STAGES = ("inference", "saes", "circuits", "compare", "report")
@@ -298,7 +301,7 @@ def read_labels(root: Path) -> list[dict[str, object]]:
 
 
 def test_models_and_prompts_may_be_read_only(whole, root, tmp_path, llama_folder):
-    from refusal.embedded import data_dir
+    from refusal.prompts.embedded import data_dir
 
     for source, name in ((llama_folder, "model"), (data_dir(), "data")):
         shutil.copytree(source, tmp_path / name)

@@ -12,8 +12,8 @@ import yaml
 
 from circuits.job import main
 from refusal.artefacts import ResultPaths
-from refusal.embedded import data_dir
 from refusal.models import ChatModel
+from refusal.prompts.embedded import data_dir
 
 MODEL = "planted/monolithic"
 HOSTILE = {

@@ -8,88 +8,21 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import signal
-from collections import Counter
-from collections.abc import Callable, Iterable
-from types import SimpleNamespace
 
 import hostile_corpus
-import huggingface_hub.constants
 import pytest
 from foreign_saes import write_each
 from tiny_models import make_judge
 
 import run_analysis
 from circuits.job import inference_main, main
-from refusal import behaviour_plots
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, plain
+from refusal.evaluation import plots as behaviour_plots
 
 MODEL = "planted/monolithic"
-SECONDS = 30
-"""What no input may take."""
 
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-
-
-@pytest.fixture
-def seeds(request):
-    return range(request.config.getoption("--hostile-seeds"))
-
-
-@pytest.fixture
-def yard(tmp_path, monkeypatch, capsys):
-    """Return a function that runs a command in a folder with nothing but `results`, and says what is wrong with it."""
-    (tmp_path / "in").mkdir()
-    monkeypatch.chdir(tmp_path)
-
-    def ring(number, frame):
-        raise AssertionError(f"it takes more than {SECONDS} s")
-
-    def outside():
-        return {path for path in tmp_path.rglob("*") if path.relative_to(tmp_path).parts[0] not in ("results", "in")}
-
-    statuses: Counter[object] = Counter()
-
-    def run(command: Callable[[list[str]], int], words: list[str]) -> str | None:
-        previous = signal.signal(signal.SIGALRM, ring)
-        signal.alarm(SECONDS)
-        capsys.readouterr()
-        try:
-            status = command(words)
-        except SystemExit as stop:  # of argparse
-            status = stop.code
-        except BaseException as error:  # noqa: BLE001 - a traceback is what is looked for
-            return f"{type(error).__name__}: {str(error)[:300]}"
-        finally:
-            signal.alarm(0)
-            signal.signal(signal.SIGALRM, previous)
-        statuses[status] += 1
-        said = capsys.readouterr().err
-        if status not in (0, 2) or "Traceback" in said:
-            return f"status {status}: {said[-300:]}"
-        if status == 2 and said.count("error: ") < 1:
-            return f"no message: {said[-300:]}"
-        if any(ord(letter) < 32 and letter != "\n" for letter in said):
-            return f"control characters: {said!r}"
-        return f"files outside: {outside()}" if outside() else None
-
-    return SimpleNamespace(root=tmp_path, run=run, statuses=statuses)
-
-
-def survive(yard, cases: Iterable[tuple[str, str | None]], least: int, *, done: int = 1, refused: int = 1) -> None:
-    """Hold that no case went wrong, and that there were enough of them, some of which are refused and some not."""
-    cases = list(cases)
-    found = [f"{name}: {wrong}" for name, wrong in cases if wrong is not None]
-    assert not found, "\n".join(found)
-    assert len(cases) >= least
-    assert yard.statuses[0] >= done, yard.statuses
-    assert yard.statuses[2] >= refused, yard.statuses
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 SMALL = {
@@ -119,7 +52,7 @@ def test_configurations(yard, seeds):
         for path in ("nothing.yaml", ".", "a\x00b", "x" * 300, "/dev/zero", "/dev/null", "c.yaml/x"):
             yield path, yard.run(main, ["--config", path, "--dry-run"])
 
-    survive(yard, cases(), 220)
+    yard.survive(cases(), 220)
 
 
 def test_tables_of_prompts(yard, seeds):
@@ -140,7 +73,7 @@ def test_tables_of_prompts(yard, seeds):
             yield "no file", yard.run(main, words)
             file.unlink() if file.is_symlink() else file.rmdir()
 
-    survive(yard, cases(), 85)
+    yard.survive(cases(), 85)
 
 
 def test_folders_of_models(yard, seeds, llama_folder):
@@ -178,7 +111,7 @@ def test_folders_of_models(yard, seeds, llama_folder):
                         (folder / "model.safetensors").unlink()
                     yield f"{seed} {file} {name}", yard.run(inference_main, words)
 
-    survive(yard, cases(), 100)
+    yard.survive(cases(), 100)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +147,7 @@ def test_files_of_saes(yard, seeds, inferred, monkeypatch):
                         (folder / file.name).write_bytes(changed)
                         yield f"{seed} {kind} {file.name} {name}", yard.run(main, words)
 
-    survive(yard, cases(), 180, done=0)  # they are read whole, and then are of another width
+    yard.survive(cases(), 180, done=0)  # they are read whole, and then are of another width
 
 
 def test_labels_by_people(yard, seeds, inferred, monkeypatch):
@@ -232,7 +165,7 @@ def test_labels_by_people(yard, seeds, inferred, monkeypatch):
                     yard.run(run_analysis.main, ["--results-dir", "results", "--labels", str(file)]),
                 )
 
-    survive(yard, cases(), 70)
+    yard.survive(cases(), 70)
 
 
 def test_verdicts_of_a_judge(yard, seeds, inferred):
@@ -257,4 +190,4 @@ def test_verdicts_of_a_judge(yard, seeds, inferred):
                 is_same = paths.refusal_labels(MODEL).read_bytes() == undisturbed
                 yield f"{seed} {name}", wrong or (None if is_same else "a damaged verdict was believed")
 
-    survive(yard, cases(), 13, refused=0)
+    yard.survive(cases(), 13, refused=0)

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from circuits.job import main
-from refusal import embedded
 from refusal.artefacts import ResultPaths
+from refusal.prompts import embedded
 from refusal.schemas import Comparison
 
 MODEL = "planted/partial"

@@ -10,10 +10,10 @@ import time
 import pytest
 import torch
 
-from refusal import inference
 from refusal.artefacts import ResultPaths
 from refusal.config import Config
-from refusal.inference import run_inference
+from refusal.inference import stage as inference
+from refusal.inference.stage import run_inference
 from refusal.store import ActivationStore
 
 MODEL = "planted/partial"

@@ -13,8 +13,8 @@ import yaml
 from circuits import sae_quality
 from circuits.job import inference_main, main
 from circuits.study import Study
-from refusal import embedded
 from refusal.artefacts import ResultPaths
+from refusal.prompts import embedded
 from refusal.schemas import CircuitFile, Comparison, RefusalLabels
 
 ROOT = Path(__file__).resolve().parents[2]

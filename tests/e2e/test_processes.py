@@ -15,7 +15,7 @@ from circuits.job import main
 from refusal.artefacts import ResultPaths
 from refusal.errors import InputError
 from refusal.processes import WHOLE, Part, this_part
-from refusal.run_lock import LOCK_NAME
+from refusal.stages.run_lock import LOCK_NAME
 
 MODEL = "planted/monolithic"
 OUTPUTS = ("activations", "refusal_labels", "model_outputs", "evaluation_results", "saes")

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from circuits.job import inference_main, main
-from refusal import inference
-from refusal.answer_prefix import note_prefix
 from refusal.artefacts import ResultPaths
 from refusal.capture import capture
+from refusal.inference import stage as inference
+from refusal.inference.answer_prefix import note_prefix
 from refusal.schemas import RefusalLabels
 
 MODEL = "planted/partial"
@@ -67,7 +67,7 @@ def test_three_shards_and_a_merge_give_the_bytes_of_one_run(config, tmp_path, mo
     def never(*arguments):
         raise AssertionError("a merge runs no prompt")
 
-    for module in ("inference", "answer_prefix"):
+    for module in ("inference.stage", "inference.answer_prefix"):
         monkeypatch.setattr(f"refusal.{module}.capture", never)
     assert inference_main([*command, "--merge"]) == 0
     assert files_under(parts) == files_under(one)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from refusal import embedded
 from refusal.errors import InputError
 from refusal.model_files import ModelSize, decisive_files, model_folder, model_size
+from refusal.prompts import embedded
 
 
 @pytest.fixture

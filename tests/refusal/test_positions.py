@@ -9,12 +9,12 @@ import yaml
 from safetensors.torch import save_file
 from tiny_models import FAMILIES, PROMPTS, make_model
 
-from refusal import inference
 from refusal.artefacts import ResultPaths
 from refusal.capture import Selector, capture, check_finite
 from refusal.config import CaptureConfig, SaeConfig, load
 from refusal.errors import ArtefactError, InputError
-from refusal.inference import draw_prompts, plan_shards, run_inference
+from refusal.inference import stage as inference
+from refusal.inference.stage import draw_prompts, plan_shards, run_inference
 from refusal.interventions import record
 from refusal.models import ChatModel
 from refusal.positions import READOUT_ONLY, Keep, MappedRows, PositionIndex, Positions, count_rows, first_own_position

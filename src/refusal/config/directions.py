@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from refusal.config.types import AutoInt, Int, Number, Section, Text
-from refusal.usable_text import local_path
+from refusal.untrusted.text import local_path
 
 Share = Annotated[Number, Field(gt=0, lt=1)]
 ContrastName = Text | tuple[Text, Text]
@@ -72,6 +72,14 @@ class DirectionsConfig(Section):
         if list(doses) != sorted(set(doses)):
             raise ValueError("doses must ascend and differ")
         return doses
+
+    @field_validator("contrasts")
+    @classmethod
+    def _have_homes(cls, contrasts: tuple[ContrastName, ...]) -> tuple[ContrastName, ...]:
+        for name in contrasts:
+            for each in (name,) if isinstance(name, str) else name:
+                local_path(each)
+        return contrasts
 
     @field_validator("text_file")
     @classmethod

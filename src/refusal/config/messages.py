@@ -17,11 +17,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from refusal.yaml_file import Finding, Location
+from refusal.untrusted.yaml_file import Finding, Location
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 100
 _repr.maxlevel = 3
+_LONGEST_ENTRY = 60
+"""Characters of a text that is shown once more, as an entry of a list."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ def _hint(found: Any, alternatives: Sequence[dict[str, Any]]) -> str:
         if near:
             return f"; did you mean {near[0]}?"
         is_list = any(each.get("type") == "array" for each in alternatives)
-        return f"; for one entry write [{found}]" if is_list and found else ""
+        return f"; for one entry write [{found}]" if is_list and 0 < len(found) <= _LONGEST_ENTRY else ""
     is_text = any(each.get("type") == "string" and not _names_in(each) for each in alternatives)
     return "; put it in quotes" if is_text and isinstance(found, int | float) else ""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from refusal.config.types import Int, Number, Section, Text, listed_once
-from refusal.usable_text import local_path
+from refusal.untrusted.text import local_path
 
 SOURCES = ("data", "embedded")
 """Words for contrast pairs that are no file."""
@@ -100,6 +100,13 @@ class PatchingConfig(Section):
         if path.suffix.lower() not in (".csv", ".json"):
             raise ValueError("allowed are data, embedded, or the path of a .csv or .json file with clean and corrupted")
         return str(path)
+
+    @field_validator("direction")
+    @classmethod
+    def _has_a_home(cls, value: str | None) -> str | None:
+        if value is not None:
+            local_path(value)
+        return value
 
     @field_validator("compare")
     @classmethod

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from refusal.config.types import AutoInt, Int, Number, Section, Seed, Text
 from refusal.errors import InputError
 from refusal.sites import CAPTURED_KINDS, STREAM_KINDS, Site, SiteKind
-from refusal.usable_text import local_path
+from refusal.untrusted.text import local_path
 
 
 def _site_name(name: str) -> str:

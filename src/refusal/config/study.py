@@ -2,9 +2,9 @@
 
 Keys of the top level are here, those of a section in `sections`, `directions` and `patching`.
 
-`load` reads the file once (`refusal.yaml_file`), checks it whole and raises one error with all findings, each with
-file, line, key, what was found, what is allowed and the nearest valid name (`refusal.config.messages`). Nothing else in
-the project reads YAML or holds a default.
+`load` reads the file once (`refusal.untrusted.yaml_file`), checks it whole and raises one error with all findings, each
+with file, line, key, what was found, what is allowed and the nearest valid name (`refusal.config.messages`). Nothing
+else in the project reads YAML or holds a default.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from refusal.config.sections import (
 )
 from refusal.config.types import AutoInt, Int, Prose, Section, Seed, Text, listed_once
 from refusal.errors import InputError
-from refusal.usable_text import check_told_apart, local_path
-from refusal.yaml_file import Location, read_value, read_yaml
+from refusal.untrusted.text import check_told_apart, local_path
+from refusal.untrusted.yaml_file import Location, read_value, read_yaml
 
 
 class Stage(StrEnum):
@@ -135,10 +135,10 @@ class Config(Section):
                 local_path(name)
         return value
 
-    @field_validator("result_dir")
+    @field_validator("result_dir", mode="before")
     @classmethod
-    def _folder(cls, folder: Path) -> Path:
-        return local_path(str(folder) if folder.parts else "")
+    def _folder(cls, folder: Any) -> Any:
+        return local_path(folder) if isinstance(folder, str) else folder  # as text: a path of nothing is that of "."
 
     @field_validator("device_map")
     @classmethod

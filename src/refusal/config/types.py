@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from refusal.usable_text import usable_name, whole_characters
+from refusal.untrusted.text import usable_name, whole_characters
 
 
 def no_truth_value(value: Any) -> Any:

@@ -34,7 +34,7 @@ from refusal.directions.projections import (
 )
 from refusal.directions.readout_ablation import ablate_at_readout, baseline_metric
 from refusal.directions.schemas import CategoryDirections
-from refusal.directions.specificity import capture_contrast, specificity
+from refusal.directions.specificity import capture_contrast, contrast_tokens, specificity
 from refusal.directions.transfer import layer_transfer, measure_transfer
 from refusal.readout import ReadoutRunner
 from refusal.sites import Site, SiteKind
@@ -138,6 +138,16 @@ def _transfer(comparing: Comparing) -> tuple[LayerTransfer, ...]:
 
 
 # Other contrasts -----------------------------------------------------------------------------------------------------
+
+
+def check_contrasts(material: Material) -> None:
+    """Raise if the model cannot read a text of a contrast set; before anything else is measured.
+
+    Raises:
+        InputError: Names the text.
+    """
+    for contrast in contrast_sets(material.settings.contrasts):
+        contrast_tokens(material.model, contrast.texts, material.config.system_prompt, material.openers.answer_prefix)
 
 
 def compare_contrasts(material: Material, means: Means) -> tuple[Specificity, ...]:

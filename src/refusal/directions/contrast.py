@@ -26,6 +26,7 @@ from jaxtyping import Bool
 
 from refusal.directions.contrast_files import SHOWN, ContrastRecord, raise_findings, read_records
 from refusal.errors import InputError
+from refusal.untrusted.files import shown
 
 EMBEDDED = ("harmful_harmless", "negative_neutral")
 """The sets that ship with the package; mild and general sentences."""
@@ -85,9 +86,9 @@ def read_contrast(path: Path, positive: str | None = None) -> ContrastSet:
     records = read_records(path, needs_label=True)
     labels = list(dict.fromkeys(str(record.label).strip() for record in records))
     if len(labels) != 2:
-        shown = ", ".join(map(repr, labels[:SHOWN])) + (", ..." if len(labels) > SHOWN else "")
+        some = ", ".join(map(shown, labels[:SHOWN])) + (", ..." if len(labels) > SHOWN else "")
         raise InputError(
-            f"contrast: {path}: found {len(labels)} labels ({shown or 'none'}); a contrast has two, e.g. negative and "
+            f"contrast: {path}: found {len(labels)} labels ({some or 'none'}); a contrast has two, e.g. negative and "
             "neutral; keep the two that are to be compared"
         )
     if positive is not None and positive not in labels:

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from refusal.errors import InputError
-from refusal.text_files import read_text
+from refusal.untrusted.files import json_text, shown
+from refusal.untrusted.text_files import read_text
 
 TEXT_KEYS = ("text", "prompt", "instruction", "sentence", "statement")
 """What the text may be called."""
 LABEL_KEY = "label"
 SHOWN = 5
 """Findings that a message lists."""
+MOST_TEXTS = 10_000
+"""Of a file: what is reckoned with them grows with the square of their number."""
 _MAX_CHARACTERS = 1_000_000
+"""Of a text."""
+_LONGEST_LABEL = 100
+"""Characters of a label: it stands in tables and figures."""
 _MOST_BYTES = 1 << 26
 """Bytes of a file, at most."""
 
@@ -59,6 +64,10 @@ def read_records(path: Path, needs_label: bool) -> list[ContrastRecord]:
             findings.append(f"{record.place}: {problem}")
         else:
             found.append(record)
+    if len(findings) + len(found) > MOST_TEXTS:
+        raise InputError(
+            f"contrast: {path}: found {len(findings) + len(found)} texts; allowed are at most {MOST_TEXTS}"
+        )
     if findings:
         needed = f"a text and a {LABEL_KEY}" if needs_label else "a text"
         raise_findings(findings, f"needed is {needed} in every record; mend or remove these")
@@ -81,11 +90,23 @@ def _problem(record: ContrastRecord, needs_label: bool) -> str | None:
         return f"the text is {_said(record.text)}; the key may be {', '.join(TEXT_KEYS)}"
     if not record.text.strip():
         return "the text is empty"
-    if any(0xD800 <= ord(char) <= 0xDFFF for char in record.text):
+    if len(record.text) > _MAX_CHARACTERS:
+        return f"the text has {len(record.text)} characters; allowed are at most {_MAX_CHARACTERS}"
+    if _is_broken(record.text):
         return "the text holds half of a surrogate pair, which is no character"
-    if needs_label and (not isinstance(record.label, str | int | float | bool) or not str(record.label).strip()):
-        return f"the {LABEL_KEY} is {_said(record.label)}"
-    return None
+    return _problem_of_label(record.label) if needs_label else None
+
+
+def _problem_of_label(label: Any) -> str | None:
+    if not isinstance(label, str | int | float | bool) or not str(label).strip():
+        return f"the {LABEL_KEY} is {_said(label)}"
+    if len(str(label)) > _LONGEST_LABEL:
+        return f"the {LABEL_KEY} has {len(str(label))} characters; allowed are at most {_LONGEST_LABEL}"
+    return f"the {LABEL_KEY} holds half of a surrogate pair" if _is_broken(str(label)) else None
+
+
+def _is_broken(text: str) -> bool:
+    return any(0xD800 <= ord(char) <= 0xDFFF for char in text)
 
 
 def _said(value: Any) -> str:
@@ -100,7 +121,7 @@ def _csv(path: Path, text: str) -> Iterator[ContrastRecord]:
     try:
         names = [str(name).strip().lower() for name in reader.fieldnames or ()]
         if not set(names) & set(TEXT_KEYS) or len(set(names)) < len(names):
-            found = ", ".join(map(repr, names)) or "none"
+            found = ", ".join(map(shown, names[:SHOWN])) or "none"
             raise InputError(
                 f"contrast: {path}:1: found columns {found}; needed is one of {', '.join(TEXT_KEYS)}, and {LABEL_KEY} "
                 "where both classes are in one file, each once"
@@ -129,7 +150,7 @@ def _json(path: Path, text: str) -> Iterator[ContrastRecord]:
     if isinstance(content, dict) and all(isinstance(texts, list) for texts in content.values()):
         for label, texts in content.items():
             for number, each in enumerate(texts, start=1):
-                record = _record_of(each, f"{path}: {label}, entry {number}")
+                record = _record_of(each, f"{path}: {shown(label)}, entry {number}")
                 yield ContrastRecord(record.place, record.text, label)
     elif isinstance(content, list):
         for number, each in enumerate(content, start=1):
@@ -159,8 +180,8 @@ def _txt(path: Path, text: str) -> Iterator[ContrastRecord]:
 
 def _parsed(path: Path, text: str, line: int) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also a whole number with thousands of digits
+        return json_text(text)
+    except ValueError as error:
         raise InputError(f"contrast: {path}:{line}: not readable as JSON ({error}); mend the file") from error
 
 

@@ -29,11 +29,14 @@ from torch import Tensor
 from refusal.artefacts import atomic_write, write_json
 from refusal.directions.candidates import Direction, MeanDiffs
 from refusal.errors import InputError
-from refusal.untrusted import READ_ERRORS, first_line, json_file, torch_file
+from refusal.untrusted.files import READ_ERRORS, first_line, json_file, shown
+from refusal.untrusted.torch_files import tensor_file
 
 MEAN_DIFFS, DIRECTION, METADATA = "mean_diffs.pt", "direction.pt", "direction_metadata.json"
 EVALUATIONS = "direction_evaluations.json"
 """Scores of every candidate, beside the three files in published folders."""
+MOST_POSITIONS, MOST_LAYERS, MOST_SCORES = 256, 1024, 1 << 18
+"""What a published folder may have; more is a file of something else."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,18 @@ def read_published(folder: Path) -> Published:
         InputError: A file is missing, unreadable, of another shape, or the files do not fit together.
     """
     _require_folder(folder, f"{MEAN_DIFFS}, {DIRECTION} and {METADATA}")
-    mean_diffs = _load_tensor(folder / MEAN_DIFFS, 3, "[n_positions, n_layers, d_model]")
-    direction, pos, layer = _load_selected(folder)
+    mean_diffs = _read_tensor(folder / MEAN_DIFFS, 3, "[n_positions, n_layers, d_model]")
+    direction, pos, layer = _read_selected(folder)
     n_positions, n_layers, d_model = mean_diffs.shape
-    if not -n_positions <= pos < 0 or not 0 <= layer < n_layers:
+    if n_positions > MOST_POSITIONS or n_layers > MOST_LAYERS:
         raise InputError(
-            f"{folder / METADATA}: pos {pos}, layer {layer}: {MEAN_DIFFS} has {n_positions} positions and {n_layers} "
-            f"layers; allowed are pos -{n_positions} to -1 and layer 0 to {n_layers - 1}"
+            f"{folder / MEAN_DIFFS}: found {n_positions} positions and {n_layers} layers; allowed are at most "
+            f"{MOST_POSITIONS} and {MOST_LAYERS}; get the file anew"
+        )
+    if not -n_positions <= pos or not layer < n_layers:
+        raise InputError(
+            f"{folder / METADATA}: pos {shown(pos)}, layer {shown(layer)}: {MEAN_DIFFS} has {n_positions} positions "
+            f"and {n_layers} layers; allowed are pos -{n_positions} to -1 and layer 0 to {n_layers - 1}"
         )
     if len(direction) != d_model:
         raise InputError(
@@ -130,15 +138,8 @@ def read_direction(folder: Path) -> Direction:
         InputError: A file is missing, unreadable or of another shape, or the place cannot be.
     """
     _require_folder(folder, f"{DIRECTION} and {METADATA}")
-    direction, pos, layer = _load_selected(folder)
-    if pos >= 0 or layer < 0:
-        raise InputError(
-            f"{folder / METADATA}: pos {pos}, layer {layer}: pos counts from the end of the prompt and is negative, "
-            "layer is the number of a block"
-        )
-    if not direction.any():
-        raise InputError(f"{folder / DIRECTION}: all numbers are 0; that is no direction; get the file anew")
-    return Direction(direction.double(), pos, layer - 1, "harmful - harmless")
+    direction, pos, layer = _read_selected(folder)
+    return Direction(direction, pos, layer - 1, "harmful - harmless")
 
 
 def _require_folder(folder: Path, files: str) -> None:
@@ -147,17 +148,28 @@ def _require_folder(folder: Path, files: str) -> None:
         raise InputError(f"{folder}: {found}; give a folder with {files}")
 
 
-def _load_selected(folder: Path) -> tuple[Float[Tensor, " d_model"], int, int]:
-    """Return the selected direction, its position and its layer as published."""
-    direction = _load_tensor(folder / DIRECTION, 1, "[d_model]")
-    metadata = _load_json(folder / METADATA)
+def _read_selected(folder: Path) -> tuple[Float[Tensor, " d_model"], int, int]:
+    """Return the selected direction, its position (negative) and its layer (0 or more) as published."""
+    direction = _read_tensor(folder / DIRECTION, 1, "[d_model]")
+    length = float(direction.norm())
+    if not 0 < length < math.inf:
+        raise InputError(
+            f"{folder / DIRECTION}: its length is {length:g}; a direction has a length above 0 and below infinity; "
+            "get the file anew"
+        )
+    metadata = _read_json(folder / METADATA)
     pos, layer = (_index(metadata, key, folder / METADATA) for key in ("pos", "layer"))
+    if pos >= 0 or layer < 0:
+        raise InputError(
+            f"{folder / METADATA}: pos {shown(pos)}, layer {shown(layer)}: pos counts from the end of the prompt and "
+            "is negative, layer is the number of a block"
+        )
     return direction, pos, layer
 
 
-def _load_tensor(path: Path, n_dimensions: int, shape: str) -> Tensor:
+def _read_tensor(path: Path, n_dimensions: int, shape: str) -> Tensor:
     try:
-        found = torch_file(path)
+        found = tensor_file(path)
     except FileNotFoundError as error:
         raise InputError(
             f"{path}: not found; the published layout has {MEAN_DIFFS}, {DIRECTION}, {METADATA}"
@@ -167,22 +179,17 @@ def _load_tensor(path: Path, n_dimensions: int, shape: str) -> Tensor:
             f"{path}: cannot be read as a tensor ({first_line(error)}); allowed is a tensor saved by torch.save; get "
             "the file anew"
         ) from error
-    if (
-        not isinstance(found, Tensor)
-        or found.ndim != n_dimensions
-        or not found.is_floating_point()
-        or not found.numel()
-    ):
-        is_what = (
-            f"a tensor {tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+    if found.ndim != n_dimensions or not found.is_floating_point() or not found.numel():
+        raise InputError(
+            f"{path}: found a tensor {tuple(found.shape)} of {found.dtype}; allowed is a tensor of real numbers {shape}"
         )
-        raise InputError(f"{path}: found {is_what}; allowed is a tensor of real numbers {shape}")
+    found = found.double()
     if not torch.isfinite(found).all():
         raise InputError(f"{path}: some numbers are not finite; directions are finite; make the file anew")
     return found
 
 
-def _load_json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
         return json_file(path)
     except FileNotFoundError as error:
@@ -194,7 +201,9 @@ def _load_json(path: Path) -> Any:
 def _index(metadata: Any, key: str, path: Path) -> int:
     value = metadata.get(key) if isinstance(metadata, dict) else None
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InputError(f'{path}: {key}: found {value!r}; allowed is a whole number, as in {{"pos": -2, "layer": 10}}')
+        raise InputError(
+            f'{path}: {key}: found {shown(value)}; allowed is a whole number, as in {{"pos": -2, "layer": 10}}'
+        )
     return value
 
 
@@ -222,14 +231,14 @@ def read_split(path: Path) -> tuple[Instruction, ...]:
         InputError: The file is missing, no JSON, or an entry is no `{"instruction", "category"}`; all bad entries are
             counted and the first is named.
     """
-    content = _load_json(path)
+    content = _read_json(path)
     if not isinstance(content, list):
         raise InputError(f'{path}: found {type(content).__name__}; allowed is a list of {{"instruction", "category"}}')
     wrong = [index for index, entry in enumerate(content) if not _is_instruction(entry)]
     if wrong:
         raise InputError(
             f'{path}: {len(wrong)} of {len(content)} entries are no {{"instruction", "category"}}, the first is entry '
-            f"{wrong[0]}: {str(content[wrong[0]])[:60]!r}; instruction is text that is not empty, category is text or "
+            f"{wrong[0]}: {shown(content[wrong[0]])}; instruction is text that is not empty, category is text or "
             "null"
         )
     return tuple(Instruction(entry["instruction"], entry.get("category")) for entry in content)
@@ -255,9 +264,11 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
     Scores that are not a number are None.
 
     Raises:
-        InputError: The file is no JSON, or an entry lacks a key.
+        InputError: The file is no JSON, holds too many entries, or an entry lacks a key.
     """
-    content = _load_json(path)
+    content = _read_json(path)
+    if isinstance(content, list) and len(content) > MOST_SCORES:
+        raise InputError(f"{path}: found {len(content)} entries; allowed are at most {MOST_SCORES}; get the file anew")
     found: list[dict[str, Any]] = []
     for index, entry in enumerate(content if isinstance(content, list) else [content]):
         keys = entry if isinstance(entry, dict) else {}
@@ -273,5 +284,8 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
 
 
 def _score(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number with hundreds of digits
+        return None
     return float(value) if is_number else None

@@ -12,6 +12,7 @@ from refusal.config import Config
 from refusal.config.directions import ContrastName
 from refusal.directions.contrast import EMBEDDED, ContrastSet, embedded_contrast, read_contrast, read_contrast_files
 from refusal.directions.text import read_paragraphs
+from refusal.untrusted.text import local_path
 
 
 def contrast_sets(names: Sequence[ContrastName]) -> tuple[ContrastSet, ...]:
@@ -25,15 +26,15 @@ def contrast_sets(names: Sequence[ContrastName]) -> tuple[ContrastSet, ...]:
 
 def _contrast_set(name: ContrastName) -> ContrastSet:
     if not isinstance(name, str):
-        return read_contrast_files(*(Path(each).expanduser() for each in name))
+        return read_contrast_files(*map(local_path, name))
     is_file = name not in EMBEDDED and (Path(name).suffix or "/" in name)
-    return read_contrast(Path(name).expanduser()) if is_file else embedded_contrast(name)
+    return read_contrast(local_path(name)) if is_file else embedded_contrast(name)
 
 
 def contrast_paths(names: Sequence[ContrastName]) -> tuple[Path, ...]:
     """Return the files that contrast sets are read from, without those that ship with the package."""
     flat = [each for name in names for each in ((name,) if isinstance(name, str) else name)]
-    return tuple(Path(each).expanduser() for each in flat if each not in EMBEDDED)
+    return tuple(local_path(each) for each in flat if each not in EMBEDDED)
 
 
 def outside_files(config: Config) -> tuple[Path, ...]:

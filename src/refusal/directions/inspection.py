@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from refusal.directions.formats import EVALUATIONS, Published, read_evaluations, read_published
+from refusal.directions.formats import EVALUATIONS, MEAN_DIFFS, Published, read_evaluations, read_published
 from refusal.directions.schemas import Candidate, Filters
 from refusal.directions.selection import choose
+from refusal.errors import InputError
+from refusal.untrusted.files import shown
 
 PUBLISHED_FILTERS = Filters(max_depth=0.8, max_kl=0.1, min_induce=0.0)
 NEGLIGIBLE = 1e-9
@@ -45,7 +47,10 @@ def inspect(folder: Path) -> Inspection:
     candidates = published.mean_diffs.double().numpy()
     unit = published.direction.double().numpy()
     unit = unit / np.linalg.norm(unit)
-    norms = np.linalg.norm(candidates, axis=-1)
+    with np.errstate(over="ignore"):
+        norms = np.linalg.norm(candidates, axis=-1)
+    if not np.isfinite(norms).all():
+        raise InputError(f"{folder / MEAN_DIFFS}: some numbers are too large for a length; make the file anew")
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = np.where(norms > NEGLIGIBLE * norms.max(), candidates @ unit / norms, np.nan)
     return Inspection(published, norms, cosines, _selected(folder, published))
@@ -56,6 +61,15 @@ def _selected(folder: Path, published: Published) -> tuple[int, int] | None:
     if not path.exists():
         return None
     scored = [_candidate(entry) for entry in read_evaluations(path)]
+    n_positions, n_layers, _ = published.mean_diffs.shape
+    for index, each in enumerate(scored):
+        if not -n_positions <= each.position < 0 or not 0 <= each.published_layer < n_layers:
+            raise InputError(
+                f"{path}: entry {index}: found position {shown(each.position)}, layer {shown(each.published_layer)}; "
+                f"allowed are positions -{n_positions} to -1 and layers 0 to {n_layers - 1}, as mean_diffs.pt has"
+            )
+    if all(each.bypass is None for each in scored):
+        raise InputError(f"{path}: no entry has a refusal_score that is a number; get the file anew, or remove it")
     index, _ = choose(scored, published.mean_diffs.shape[1], PUBLISHED_FILTERS)
     return scored[index].position, scored[index].published_layer
 

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from refusal.artefacts import atomic_write
 from refusal.directions.products import Sides
-from refusal.spreadsheet import cell_text, plain_cell
 from refusal.stats import Estimate, auc_estimate, bootstrap_weights, percentile_interval
+from refusal.untrusted.spreadsheet import cell_text, plain_cell
 
 ALL = "all"
 """Stands for the category in rows over all categories."""

@@ -28,10 +28,12 @@ from refusal.capture import capture, check_finite
 from refusal.directions.contrast import ContrastSet
 from refusal.directions.geometry_records import LayerSpecificity, Specificity
 from refusal.directions.products import Products, Sides, differences, products
+from refusal.errors import InputError
 from refusal.measures import measure, or_none
 from refusal.models import ChatModel
 from refusal.schemas import Measure
 from refusal.stats import permutation_p
+from refusal.untrusted.files import shown
 
 Acts = Float[np.ndarray, "prompt d_model"]
 
@@ -55,9 +57,9 @@ def capture_contrast(
         batch_size: Prompts per batch; auto: as memory allows.
 
     Raises:
-        InputError: Activations are not finite, or memory runs out with a single text.
+        InputError: A text is too long, activations are not finite, or memory runs out with a single text.
     """
-    token_ids = [[*ids, *answer_prefix] for ids in model.tokenize(list(texts), system_prompt)]
+    token_ids = contrast_tokens(model, texts, system_prompt, answer_prefix)
     order = sorted(range(len(token_ids)), key=lambda row: (len(token_ids[row]), row))
     sites = model.resolve_sites("all")
     acts = torch.empty(len(texts), len(sites), model.d_model)
@@ -72,6 +74,26 @@ def capture_contrast(
     batcher = Batcher(budget_for(model, batch_size, sites, 1))
     batcher.run([len(token_ids[row]) for row in order], run)
     return acts
+
+
+def contrast_tokens(
+    model: ChatModel, texts: Sequence[str], system_prompt: str | None, answer_prefix: Sequence[int]
+) -> list[list[int]]:
+    """Return the tokens of texts in the chat frame, up to the readout position.
+
+    Raises:
+        InputError: A text does not fit the context of the model.
+    """
+    found = [[*ids, *answer_prefix] for ids in model.tokenize(list(texts), system_prompt)]
+    limit = model.context_length
+    lengths = [len(ids) for ids in found]
+    if limit is not None and lengths and max(lengths) > limit:
+        longest = lengths.index(max(lengths))
+        raise InputError(
+            f"directions.contrasts: the text that begins {shown(texts[longest][:40])} has {lengths[longest]} tokens in "
+            f"the chat frame; {model.name} reads at most {limit}; shorten or remove it"
+        )
+    return found
 
 
 def specificity(

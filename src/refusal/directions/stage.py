@@ -23,6 +23,7 @@ from refusal.directions.acting import Acting
 from refusal.directions.choosing import references, select
 from refusal.directions.comparing import (
     Comparing,
+    check_contrasts,
     compare_categories,
     compare_contrasts,
     write_projections,
@@ -105,6 +106,7 @@ class _Stage:
     def run(self) -> list[Path]:
         """Do every step that is not kept, and return the files of the stage, `directions.json` written last."""
         material, seed = self.material, self.material.config.seed
+        check_contrasts(material)
         means = collect_means(material)
         acting, selection = self._select(means)
         log.info("%s: selected the direction at %s", material.name, acting.direction.read_at)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from refusal.errors import InputError
-from refusal.text_files import read_text
+from refusal.untrusted.text_files import read_text
 
 MOST_BYTES = 1 << 26
 """Bytes of a text file, at most."""

@@ -18,7 +18,7 @@ from refusal.directions.material import Material
 from refusal.directions.means import Means
 from refusal.directions.schemas import Candidate, Selection
 from refusal.directions.splits import Part
-from refusal.spreadsheet import plain_cell
+from refusal.untrusted.spreadsheet import plain_cell
 
 TENSORS = "directions.safetensors"
 

@@ -61,8 +61,7 @@ def input_checks(config: Config) -> list[Check]:
 
 def check_shipped() -> Iterator[Finding]:
     """Look at whether the models and prompts that ship with the package are there and can be read."""
-    from refusal import embedded
-    from refusal.prompts import load_prompts
+    from refusal.prompts import embedded, load_prompts
 
     names = embedded.model_names()
     for name in names:

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from refusal import embedded
 from refusal.cli import read_config, run_command
 from refusal.config import Config
 from refusal.doctor.hub import why_unreachable
 from refusal.errors import InputError
+from refusal.prompts import embedded
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from refusal.config.messages import Places, describe
 from refusal.config.types import Int, Section, Text
 from refusal.errors import InputError
-from refusal.yaml_file import read_yaml
+from refusal.untrusted.yaml_file import read_yaml
 
 EXAMPLE = "jobs/resources.yaml"
 _MEMORY = re.compile(r"(\d+)\s*(m|g|t)i?b?", re.IGNORECASE)

@@ -17,7 +17,6 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from refusal import loading
-from refusal.artefacts import without_following
 from refusal.batches import Batcher, Budget
-from refusal.chat import ChatFrame
 from refusal.config import LabelsConfig
 from refusal.errors import InputError
 from refusal.labels.behaviour import Behaviour, Judgement
+from refusal.labels.verdicts import add_verdicts, read_verdicts
 from refusal.model_files import check_parts, decisive_files
-from refusal.untrusted import first_line, json_text
+from refusal.models.chat import ChatFrame
+from refusal.untrusted.files import first_line
 
 log = logging.getLogger(__name__)
 
@@ -134,14 +133,14 @@ class Judge(ABC):
             kept: File of lines to which verdicts are added as they come.
         """
         keys = [self._key(prompt, response) for prompt, response in answered]
-        known = _read_kept(kept)
+        known = read_verdicts(kept)
         missing = [row for row, key in enumerate(keys) if key not in known]
 
         def run(rows: range) -> None:
             """Judge some of the missing responses and keep the verdicts."""
             batch = [missing[row] for row in rows]
             found = {keys[row]: judgement for row, judgement in zip(batch, self._judge(answered, batch), strict=True)}
-            _add(kept, found)
+            add_verdicts(kept, found)
             known.update(found)
 
         batcher = Batcher(Budget(AUTO_BATCH if batch_size == "auto" else int(batch_size)))
@@ -313,45 +312,3 @@ def _left_padded(
     tokens = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return tokens, mask
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """A line of the file of verdicts."""
-
-    key: str
-    behaviour: str
-    rule: str
-    confidence: float | None
-    checksum: str
-    """Of the line without it."""
-
-
-def _read_kept(path: Path) -> dict[str, Judgement]:
-    """Return the verdicts in a file; a line that a kill cut short, or that has changed since, is passed over."""
-    found: dict[str, Judgement] = {}
-    if not path.exists():
-        return found
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            kept = _Kept(**json_text(line))
-            if kept == _kept(kept.key, Judgement(Behaviour(kept.behaviour), kept.rule, kept.confidence)):
-                found[kept.key] = Judgement(Behaviour(kept.behaviour), kept.rule, kept.confidence)
-        except (ValueError, TypeError, OverflowError):
-            continue
-    return found
-
-
-def _kept(key: str, judgement: Judgement) -> _Kept:
-    """Return the line of a verdict."""
-    line = [key, str(judgement.behaviour), judgement.rule, judgement.confidence]
-    checksum = hashlib.sha256(json.dumps(line).encode()).hexdigest()[:16]
-    return _Kept(key, str(judgement.behaviour), judgement.rule, judgement.confidence, checksum)
-
-
-def _add(path: Path, found: Mapping[str, Judgement]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8", opener=without_following) as handle:
-        # A line that a kill cut short must not swallow the next one.
-        handle.write("\n" if handle.tell() else "")
-        handle.writelines(json.dumps(vars(_kept(key, judgement))) + "\n" for key, judgement in found.items())

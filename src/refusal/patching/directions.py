@@ -16,6 +16,7 @@ from refusal.directions.schemas import MADE_BY
 from refusal.errors import ArtefactError, InputError
 from refusal.models import ChatModel
 from refusal.sites import Site, SiteKind
+from refusal.untrusted.files import shown
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def _read(folder: Path, model: ChatModel | None) -> Direction:
         )
     if direction.layer + 1 >= model.n_layers:
         raise InputError(
-            f"{folder / METADATA}: layer is {direction.layer + 1}; {model.name} has layers 0 to {model.n_layers - 1}"
+            f"{folder / METADATA}: layer is {shown(direction.layer + 1)}; {model.name} has layers 0 to "
+            f"{model.n_layers - 1}; use a direction of this model"
         )
     return direction

@@ -17,12 +17,15 @@ from typing import Any
 
 from refusal.errors import InputError
 from refusal.patching.pairs import ContrastPair, PairSet, Unusable
-from refusal.text_files import read_text
-from refusal.untrusted import json_text
+from refusal.untrusted.files import json_text, shown
+from refusal.untrusted.text_files import read_text
 
 SIDES = ("clean", "corrupted")
-MOST_BYTES = 1 << 28
+NAMES = ("id", "category")
+MOST_BYTES, MOST_PAIRS = 1 << 28, 100_000
 """Of a file."""
+LONGEST_NAME = 200
+"""Characters of an id or a category."""
 _ALLOWED = "allowed is CSV with columns clean, corrupted and if wanted category, id, or JSON as a list of such objects"
 
 
@@ -34,6 +37,8 @@ def read_pairs(path: Path) -> PairSet:
     """
     text = read_text(path, MOST_BYTES, "patching.pairs", "data, embedded, or a CSV or JSON file")
     rows = _json_rows(path, text) if path.suffix.lower() == ".json" else _csv_rows(path, text)
+    if len(rows) > MOST_PAIRS:
+        raise InputError(f"patching.pairs: {path}: found {len(rows)} pairs; allowed are at most {MOST_PAIRS}")
     return _pairs(path, rows)
 
 
@@ -49,8 +54,10 @@ def _csv_rows(path: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
                     f"patching.pairs: {path}:{reader.line_num}: found {len(fields)} fields under {len(header)} "
                     "columns; put texts that hold commas or quotes in double quotes"
                 )
+            row = dict(zip(header, fields, strict=False))
+            _check(f"{path}:{reader.line_num}", row, NAMES)
             if fields:
-                rows.append((f"line {reader.line_num}", dict(zip(header, fields, strict=False))))
+                rows.append((f"line {reader.line_num}", row))
     except csv.Error as error:
         raise InputError(f"patching.pairs: {path}:{reader.line_num}: is no CSV ({error}); {_ALLOWED}") from error
     return rows
@@ -70,17 +77,35 @@ def _json_rows(path: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
         if not isinstance(entry, dict):
             raise InputError(f"patching.pairs: {where}: found no object but {type(entry).__name__}; {_ALLOWED}")
         _require(where, "key", list(entry))
-        wrong = next((key for key in SIDES if not isinstance(entry[key], str)), None)
-        if wrong is not None:
-            raise InputError(f"patching.pairs: {where}: {wrong}: found {entry[wrong]!r}; allowed is text")
+        _check(where, entry, (*SIDES, *NAMES))
     return [(f"entry {number}", entry) for number, entry in enumerate(content, 1)]
+
+
+def _check(where: str, row: Mapping[str, Any], keys: Sequence[str]) -> None:
+    for key in keys:
+        problem = _problem(row.get(key), is_name=key in NAMES)
+        if problem is not None:
+            raise InputError(f"patching.pairs: {where}: {key}: found {problem}")
+
+
+def _problem(value: Any, *, is_name: bool) -> str | None:
+    """Return what is wrong with a value of an entry, and what is allowed; None if nothing is."""
+    if is_name and (value is None or (isinstance(value, int | float) and not isinstance(value, bool))):
+        return None
+    if not isinstance(value, str):
+        return f"{shown(value)}; allowed is text{', a number or null' if is_name else ''}"
+    if is_name and len(value) > LONGEST_NAME:
+        return f"{len(value)} characters; allowed are at most {LONGEST_NAME}"
+    if any(0xD800 <= ord(letter) <= 0xDFFF for letter in value):
+        return "half of a surrogate pair, which is no character; write the whole one"
+    return None
 
 
 def _require(where: str, what: str, names: Sequence[str]) -> None:
     for side in SIDES:
         if names.count(side) != 1:
             near = difflib.get_close_matches(side, names, n=1)
-            hint = f"; did you mean {side} by {near[0]!r}?" if near and side not in names else ""
+            hint = f"; did you mean {side} by {shown(near[0])}?" if near and side not in names else ""
             found = "no" if side not in names else "more than one"
             raise InputError(f"patching.pairs: {where}: found {found} {what} {side!r}; {_ALLOWED}{hint}")
 

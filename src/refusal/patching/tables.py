@@ -20,7 +20,7 @@ from refusal.patching.records import (
     UnitRecord,
 )
 from refusal.schemas import Measure
-from refusal.spreadsheet import plain_cell
+from refusal.untrusted.spreadsheet import plain_cell
 
 Cell = str | int | float | bool | None
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from refusal import embedded
 from refusal.errors import RefusalError
 from refusal.planted.build import ARCHITECTURES, make_model, make_tokenizer
 from refusal.planted.data import write_files
@@ -20,6 +19,7 @@ from refusal.planted.folder import describe, load_world, save
 from refusal.planted.train import train
 from refusal.planted.verify import LIMITS, Checks, verify
 from refusal.planted.worlds import MECHANISMS, World
+from refusal.prompts import embedded
 
 STEPS = 2500
 """Training steps by default; a mechanism with many carriers takes longer."""

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from refusal.model_checks import additive_mask
+from refusal.models.checks import additive_mask
 from refusal.planted.pool import PromptPool
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from refusal.config import SaeConfig
-from refusal.sae.trainer import Recipe
+from refusal.sae.recipe import Recipe
 
 T = TypeVar("T", int, float)
 

@@ -24,7 +24,7 @@ from refusal.errors import ArtefactError, InputError
 from refusal.sae import thresholded, topk  # noqa: F401  (importing them enters their architectures into the table)
 from refusal.sae.base import ARCHITECTURES, Provenance, Scalar, SparseAutoencoder
 from refusal.sites import Site, SiteKind
-from refusal.untrusted import READ_ERRORS, first_line, safetensors_header
+from refusal.untrusted.files import READ_ERRORS, first_line, safetensors_header
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"

@@ -22,9 +22,10 @@ from torch import Tensor
 from refusal.sae.checkpoint import Checkpoint
 from refusal.sae.metrics import Stability, quality, stability
 from refusal.sae.objectives import CPU
+from refusal.sae.recipe import MAX_LATENTS_PER_ROW, Recipe
 from refusal.sae.records import METRICS_FILE, HalfStability, SaeMetrics
 from refusal.sae.rows import MIN_TRAIN_ROWS, RowSource, RowSplit, balanced_weights, thin_prompts
-from refusal.sae.trainer import MAX_LATENTS_PER_ROW, Recipe, Task, train_stack
+from refusal.sae.trainer import Task, train_stack
 
 
 @dataclass(frozen=True)

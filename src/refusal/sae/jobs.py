@@ -25,9 +25,9 @@ from refusal.sae.auto import Resolved, resolve
 from refusal.sae.base import Provenance, SparseAutoencoder
 from refusal.sae.formats import CONFIG_FILE, WEIGHTS_FILE, hook_name
 from refusal.sae.metrics import quality
+from refusal.sae.recipe import Recipe
 from refusal.sae.records import METRICS_FILE, SaeMetrics, SplitQuality
 from refusal.sae.rows import RowSource, RowSplit, TensorRows, split_rows, thin_prompts
-from refusal.sae.trainer import Recipe
 from refusal.schemas import RefusalLabels
 from refusal.sites import Site
 from refusal.store import ActivationStore

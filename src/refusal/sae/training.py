@@ -46,6 +46,7 @@ from refusal.sae.halves import is_large_enough, note_halves, split_halves
 from refusal.sae.jobs import Job, ModelSaes, plan_stacks, saved_seeds
 from refusal.sae.metrics import quality, stability
 from refusal.sae.pretrained import check_fits, locate
+from refusal.sae.recipe import check_recipe
 from refusal.sae.records import (
     METRICS_FILE,
     HistoryPoint,
@@ -55,7 +56,7 @@ from refusal.sae.records import (
     is_complete,
 )
 from refusal.sae.rows import TensorRows, digest
-from refusal.sae.trainer import Task, Trained, check_recipe, train_stack
+from refusal.sae.trainer import Task, Trained, train_stack
 
 log = logging.getLogger(__name__)
 

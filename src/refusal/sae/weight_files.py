@@ -19,14 +19,8 @@ from torch import Tensor
 
 from refusal.artefacts import read_json
 from refusal.errors import ArtefactError, InputError
-from refusal.untrusted import (
-    READ_ERRORS,
-    check_archive,
-    first_line,
-    require_regular,
-    safetensors_header,
-    torch_file,
-)
+from refusal.untrusted.files import READ_ERRORS, check_archive, first_line, require_regular, safetensors_header
+from refusal.untrusted.torch_files import torch_file
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Those in which an SAE can compute."""

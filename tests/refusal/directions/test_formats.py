@@ -7,7 +7,8 @@ import os
 
 import pytest
 import torch
-from hypothesis import given
+from hostile_directions import ANY_JSON
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import PROMPTS
 
@@ -105,9 +106,9 @@ def as_pipe(folder):
         (lambda folder: (folder / "direction.pt").unlink(), r"direction\.pt: not found; the published layout has"),
         (lambda folder: (folder / "mean_diffs.pt").write_bytes(b"PK"), r"mean_diffs\.pt: cannot be read as a tensor"),
         (lambda folder: (folder / "direction.pt").write_bytes(b""), r"direction\.pt: cannot be read as a tensor"),
-        (lambda folder: torch.save({"a": 1}, folder / "direction.pt"), r"found dict; allowed is a tensor"),
+        (lambda folder: torch.save({"a": 1}, folder / "direction.pt"), r"found dict, no tensor.*; allowed is a tensor"),
         (lambda folder: torch.save(torch.zeros(6).long(), folder / "direction.pt"), r"found a tensor \(6,\) of torch"),
-        (lambda folder: torch.save(torch.zeros(5), folder / "direction.pt"), "found 5 numbers; .* has d_model 6"),
+        (lambda folder: torch.save(torch.ones(5), folder / "direction.pt"), "found 5 numbers; .* has d_model 6"),
         (lambda folder: torch.save(torch.full((6,), torch.nan), folder / "direction.pt"), "not finite"),
         (
             lambda folder: torch.save(torch.ones(1).expand(1 << 40), folder / "direction.pt"),
@@ -119,7 +120,7 @@ def as_pipe(folder):
         (lambda folder: (folder / "direction_metadata.json").write_text("{"), "cannot be read as JSON"),
         (lambda folder: (folder / "direction_metadata.json").write_text('{"pos": -1}'), "layer: found None"),
         (
-            lambda folder: (folder / "direction_metadata.json").write_text('{"pos": 1, "layer": 9}'),
+            lambda folder: (folder / "direction_metadata.json").write_text('{"pos": -3, "layer": 9}'),
             "allowed are pos -2 to -1 and layer 0 to 3",
         ),
     ],
@@ -134,7 +135,10 @@ def test_a_bad_folder_is_told_by_file_and_reason(tmp_path, spoil, said):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda folder: torch.save(torch.zeros(6), folder / "direction.pt"), "all numbers are 0; that is no direction"),
+        (
+            lambda folder: torch.save(torch.zeros(6), folder / "direction.pt"),
+            "its length is 0; a direction has a length above 0",
+        ),
         (lambda folder: (folder / "direction_metadata.json").write_text('{"pos": 1, "layer": 2}'), "pos counts from"),
         (lambda folder: (folder / "direction_metadata.json").unlink(), "direction_metadata.json: not found"),
     ],
@@ -192,6 +196,34 @@ def test_scores_that_are_no_number_are_none_and_missing_ones_are_told(tmp_path):
     path.write_text('[{"position": -1, "layer": 0}]')
     with pytest.raises(InputError, match="entry 0: no refusal_score, steering_score, kl_div_score"):
         read_evaluations(path)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ANY_JSON, st.sampled_from(["direction_metadata.json", "direction_evaluations.json"]))
+def test_any_json_beside_the_tensors_gives_numbers_or_an_error_that_names_it(tmp_path, content, name):
+    write_published(tmp_path, made(), -1, 1)
+    (tmp_path / "direction_evaluations.json").write_text(json.dumps(evaluations()))
+    (tmp_path / name).write_text(json.dumps(content))
+    try:
+        found = inspect(tmp_path)
+    except InputError as error:
+        assert name in str(error)  # noqa: PT017
+    else:
+        assert found.norms.shape == (2, 4)
+
+
+shapes = st.lists(st.integers(0, 3), max_size=4)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(shapes, st.floats(), st.sampled_from(["mean_diffs.pt", "direction.pt"]))
+def test_any_tensor_gives_numbers_or_an_error_that_names_the_file(tmp_path, shape, value, name):
+    write_published(tmp_path, made(), -1, 1)
+    torch.save(torch.full(shape, value, dtype=torch.float64), tmp_path / name)
+    try:
+        assert inspect(tmp_path).norms.ndim == 2
+    except InputError as error:
+        assert str(tmp_path) in str(error)  # noqa: PT017
 
 
 names = st.text(min_size=1).filter(lambda text: text.strip() and text.isprintable())

@@ -9,7 +9,8 @@ from made_directions import along
 from tiny_models import PROMPTS
 
 from refusal.directions.contrast import ContrastSet
-from refusal.directions.specificity import capture_contrast, shuffled_cosines, specificity
+from refusal.directions.specificity import capture_contrast, contrast_tokens, shuffled_cosines, specificity
+from refusal.errors import InputError
 from refusal.stats import permutation_p
 
 
@@ -116,3 +117,10 @@ def test_captured_activations_are_the_hidden_states_of_the_last_prompt_token(tin
             states = model.model(input_ids=torch.tensor([[*ids, 7]]), output_hidden_states=True).hidden_states
         for layer in range(model.n_layers - 1):  # the last hidden state has the final norm applied
             torch.testing.assert_close(found[row, layer], states[layer + 1][0, -1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_text_longer_than_the_context_is_told_before_it_is_run(tiny_model):
+    model = tiny_model("llama")
+    limit = model.context_length
+    with pytest.raises(InputError, match=rf"begins 'tea tea .*' has \d+ tokens .* reads at most {limit}; shorten"):
+        contrast_tokens(model, ["tea", "tea " * limit], None, ())

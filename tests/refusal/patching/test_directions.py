@@ -45,8 +45,8 @@ def test_the_configured_one_goes_before_the_chosen_one_and_that_before_none(tmp_
     [
         (torch.ones(16), None, r"found 16 numbers; llama has d_model 32; use a direction of this model"),
         (torch.full((32,), float("nan")), None, "some numbers are not finite"),
-        (torch.zeros(32), None, "all numbers are 0"),
-        ([1.0], None, "found list"),
+        (torch.zeros(32), None, "its length is 0"),
+        ([1.0], None, "found list, no tensor"),
         (None, {"pos": -1, "layer": 9}, "layer is 9; llama has layers 0 to 2"),
         (None, {"pos": -1}, "layer: found None; allowed is a whole number"),
     ],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hostile_directions import ANY_JSON
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from refusal.errors import InputError
@@ -123,6 +124,42 @@ def test_a_file_of_another_form_is_an_error_that_names_the_place(tmp_path, name,
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=said):
         read_pairs(tmp_path / name)
+
+
+ENTRIES = st.lists(
+    st.fixed_dictionaries({"clean": st.text(max_size=3), "corrupted": ANY_JSON}, optional={"id": ANY_JSON})
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ANY_JSON | ENTRIES)
+def test_any_json_gives_pairs_that_can_be_written_or_an_error_that_names_the_file(tmp_path, content):
+    path = tmp_path / "any.json"
+    path.write_text(json.dumps(content))
+    try:
+        found = read_pairs(path)
+    except InputError as error:
+        assert str(path) in str(error)  # noqa: PT017
+    else:
+        texts = [text for pair in found.pairs for text in (pair.id, pair.clean, pair.corrupted, pair.category or "")]
+        assert "".join(texts).encode() is not None
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200))
+def test_any_bytes_give_pairs_or_an_error_that_names_the_file(tmp_path, content):
+    path = tmp_path / "any.csv"
+    path.write_bytes(b"clean,corrupted,id\n" + content)
+    try:
+        assert read_pairs(path).source == str(path)
+    except InputError as error:
+        assert str(path) in str(error)  # noqa: PT017
+
+
+def test_an_id_that_no_table_could_hold_is_told(tmp_path):
+    (tmp_path / "a.csv").write_text(f"clean,corrupted,id\na,b,{'x' * 300}\n")
+    with pytest.raises(InputError, match=r"a\.csv:2: id: found 300 characters; allowed are at most 200"):
+        read_pairs(tmp_path / "a.csv")
 
 
 def test_a_file_that_is_missing_or_not_utf8_is_an_error(tmp_path):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from patching_runs import planted_runs
 
-from refusal import embedded
 from refusal.patching.attribution import mean_effects
 from refusal.patching.direct import direct_effects, writers
 from refusal.patching.exact import patch_units
 from refusal.patching.localise import Criteria, critical, locate
 from refusal.patching.tokens import CONTENT, READOUT
 from refusal.patching.units import Mode, Patch, head_units, layer_units
+from refusal.prompts import embedded
 from refusal.sites import SiteKind
 
 NAMES = ("monolithic", "modular", "partial")

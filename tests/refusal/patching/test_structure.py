@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from patching_runs import planted_runs
 
-from refusal import embedded
 from refusal.patching.structure import agreement, draw_halves, neuron_attributions
 from refusal.patching.units import Side
+from refusal.prompts import embedded
 from refusal.sites import Site
 
 SITE = Site.parse("neurons_1")

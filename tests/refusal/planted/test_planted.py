@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from refusal import embedded
 from refusal.errors import InputError
 from refusal.labels import classify
 from refusal.planted.__main__ import main
@@ -30,6 +29,7 @@ from refusal.planted.worlds import (
     intent_table,
     refused_intents,
 )
+from refusal.prompts import embedded
 
 SHIPPED = ("monolithic", "partial", "modular")
 

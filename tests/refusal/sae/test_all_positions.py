@@ -11,19 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from known_features import D_MODEL, make_rows
 
-from refusal import inference
 from refusal.artefacts import ResultPaths
 from refusal.config import Config, load
 from refusal.errors import ArtefactError, InputError
-from refusal.inference import run_inference
+from refusal.inference import stage as inference
+from refusal.inference.stage import run_inference
 from refusal.positions import MappedRows
 from refusal.sae import all_positions, normalise, rows
 from refusal.sae.all_positions import READOUT_SHARE, PromptRows, split_positions
 from refusal.sae.checkpoint import Checkpoint
 from refusal.sae.jobs import ModelSaes
+from refusal.sae.recipe import Recipe
 from refusal.sae.records import SaeMetrics
 from refusal.sae.rows import RowSplit, RowStream, TensorRows, block_shuffled, split_rows
-from refusal.sae.trainer import Recipe, Task, train_stack
+from refusal.sae.trainer import Task, train_stack
 from refusal.sae.training import train_model_saes
 from refusal.schemas import RefusalLabels
 from refusal.sites import Site

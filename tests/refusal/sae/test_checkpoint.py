@@ -9,8 +9,9 @@ from known_features import make_rows
 from refusal.errors import ArtefactError
 from refusal.sae.checkpoint import Checkpoint
 from refusal.sae.objectives import OBJECTIVES
+from refusal.sae.recipe import Recipe
 from refusal.sae.rows import TensorRows, split_rows
-from refusal.sae.trainer import Recipe, Task, train_stack
+from refusal.sae.trainer import Task, train_stack
 
 SPLIT = split_rows([f"p{row}" for row in range(600)], ["all"] * 600, ["a", "b"] * 300, 0)
 

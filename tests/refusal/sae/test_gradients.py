@@ -11,9 +11,10 @@ from known_features import D_MODEL, known_dictionary, make_rows
 from refusal.sae.gradients import AuxK, Weights, dense_gradients, sparse_gradients
 from refusal.sae.metrics import fvu
 from refusal.sae.objectives import OBJECTIVES
+from refusal.sae.recipe import Recipe
 from refusal.sae.rows import TensorRows, split_rows
 from refusal.sae.selection import kth_largest, top_k
-from refusal.sae.trainer import Recipe, Task, train_stack
+from refusal.sae.trainer import Task, train_stack
 
 N_SAES, D_SAE, K = 3, 40, 4
 

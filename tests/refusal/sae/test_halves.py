@@ -8,8 +8,9 @@ from known_features import make_rows
 
 from refusal.sae.checkpoint import Checkpoint
 from refusal.sae.halves import half_stability, is_large_enough, split_halves
+from refusal.sae.recipe import Recipe
 from refusal.sae.rows import TensorRows, split_rows
-from refusal.sae.trainer import Recipe, Task
+from refusal.sae.trainer import Task
 
 
 def halves_of(n, rows_a_prompt=1, categories=("a", "b", "b")):

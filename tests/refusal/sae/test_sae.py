@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from known_features import D_MODEL, N_ROWS, known_dictionary, make_rows
@@ -13,8 +11,9 @@ from refusal.errors import ArtefactError, InputError
 from refusal.sae.gradients import Weights
 from refusal.sae.metrics import fvu
 from refusal.sae.objectives import BANDWIDTH, L0_WEIGHT, OBJECTIVES, BatchTopK, JumpRelu, Matryoshka, Relu
+from refusal.sae.recipe import Recipe
 from refusal.sae.rows import RowSplit, TensorRows, split_rows
-from refusal.sae.trainer import Recipe, Task, Trained, train_stack
+from refusal.sae.trainer import Task, Trained, train_stack
 
 
 def train(
@@ -101,13 +100,9 @@ def test_save_and_load_give_the_same_latents_bit_for_bit(saved):
     assert torch.equal(saes.load(folder).encode(make_rows()), sae.encode(make_rows()))
 
 
-def test_sae_lens_loads_what_we_save_and_encodes_the_same(saved):
+def test_sae_lens_loads_what_we_save_and_encodes_the_same(sae_lens, saved):
     sae, folder = saved
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from sae_lens import SAE
-
-        theirs = SAE.load_from_disk(folder)
+    theirs = sae_lens.SAE.load_from_disk(folder)
     rows = make_rows()
     with torch.no_grad():
         torch.testing.assert_close(theirs.encode(rows), sae.encode(rows), atol=1e-5, rtol=1e-5)
@@ -136,9 +131,7 @@ def test_every_architecture_recovers_a_known_dictionary_at_the_l0_asked_for(arch
 
 
 @pytest.mark.parametrize("architecture", OBJECTIVES)
-def test_every_architecture_loads_in_saelens_and_encodes_the_same(architecture, tmp_path):
-    import sae_lens
-
+def test_every_architecture_loads_in_saelens_and_encodes_the_same(sae_lens, architecture, tmp_path):
     (trained,) = train(make_rows(), [("residuals_0", 0)], steps=60, architecture=architecture)
     trained.sae.save(tmp_path)
     fresh = make_rows(seed=3)
