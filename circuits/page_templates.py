@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from circuits.summary import used_prompts
 from refusal import wording
-from refusal.patching import markdown
+from refusal.patching.written import rate
 
 TEMPLATES = Path(__file__).parent / "templates"
 """The folder with templates, styles and the script."""
@@ -45,7 +45,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "interval": wording.interval,
     "estimate": lambda pair: wording.estimate(*pair),
     "measure": wording.measured,
-    "refusals": markdown.rate,
+    "refusals": rate,
     "plural": wording.plural,
     "line": wording.one_line,
     "short": _short,

@@ -7,7 +7,8 @@ import textwrap
 from circuits.directions.verdict import StatementFile
 from refusal.cli import as_table
 from refusal.directions.found import Found
-from refusal.directions.schemas import Condition, DoseCurve
+from refusal.directions.schemas import Condition, DoseCurve, Selection
+from refusal.directions.selection import published_choice
 from refusal.schemas import Rate
 from refusal.wording import measured, number, plural
 
@@ -50,8 +51,25 @@ def _chosen(found: Found) -> str:
         f"interventions act at: {chosen.steer_at}. On {selection.n_refused} refused and "
         f"{selection.n_complied} complied validation prompts: m {number(selection.baseline_refused)} -> "
         f"{number(best.bypass)} under ablation, {number(selection.baseline_complied)} -> {number(best.induce)} under "
-        f"addition, KL {number(best.kl, 3)} nats. The difference in means is added {selection.coefficient:g} times."
+        f"addition, KL {number(best.kl, 3)} nats. The difference in means is added {selection.coefficient:g} times. "
+        f"{_published(selection)}"
     )
+
+
+def _published(selection: Selection) -> str:
+    """Say what the published selection, with ablation to zero and its own scores, would have taken."""
+    if all(candidate.ablate_to != "zero" for candidate in selection.candidates):
+        return "Ablation to zero, as published, was not tried."
+    index = published_choice(selection.candidates, selection.n_layers, selection.filters)
+    if index is None:
+        return "By the published scores and ablation to zero no candidate passes the filters."
+    theirs = selection.candidates[index]
+    same = (theirs.position, theirs.layer) == (
+        selection.candidates[selection.chosen].position,
+        selection.candidates[selection.chosen].layer,
+    )
+    what = "the same candidate" if same else f"residuals_{theirs.layer}, position {theirs.position}"
+    return f"By the published scores and ablation to zero {what} is selected."
 
 
 _HEAD = ("", "refused prompts", "complied prompts", "cross-entropy (nats)", "perplexity")

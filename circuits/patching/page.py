@@ -15,6 +15,7 @@ from circuits.page_templates import asset, template
 from circuits.plots.patching import KIND_TITLES, MODE_TITLES, Panel, head_panels, layer_panels
 from refusal import __version__, wording
 from refusal.patching.records import LatentRecord, PatchingComparison, PatchingResults, UnitRecord
+from refusal.patching.sentences import in_words
 
 MOST_CELLS = 600
 """Cells of a heatmap beyond which the report links to the model's own page."""
@@ -51,6 +52,8 @@ class PatchingSection:
     """What the template shows of one model."""
 
     results: PatchingResults
+    words: tuple[str, ...]
+    """What was found, in sentences."""
     layers: tuple[HeatTable, ...]
     heads: tuple[HeatTable, ...]
     latents: tuple[LatentRecord, ...]
@@ -96,7 +99,7 @@ def patching_section(
         tuple(table for table in map(_table, panels) if most_cells is None or table.n_cells <= most_cells)
         for panels in (layer_panels(results), head_panels(results))
     )
-    return PatchingSection(results, layers, heads, results.latents[:MOST_LATENTS], figures)
+    return PatchingSection(results, in_words(results), layers, heads, results.latents[:MOST_LATENTS], figures)
 
 
 def _table(panel: Panel) -> HeatTable:

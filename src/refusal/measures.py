@@ -28,9 +28,9 @@ def rate(hits: Iterable[bool]) -> Rate:
     return share(sum(flags), len(flags))
 
 
-def share(k: int, n: int) -> Rate:
-    """Return k / n with its Wilson interval."""
-    estimate = wilson_interval(k, n, LEVEL)
+def share(k: int, n: int, n_units: int | None = None) -> Rate:
+    """Return k / n with its Wilson interval; `n_units` as in `wilson_interval`."""
+    estimate = wilson_interval(k, n, LEVEL, n_units=n_units)
     return Rate(value=estimate.value, low=estimate.low, high=estimate.high, k=k, n=n)
 
 

@@ -59,7 +59,7 @@ def _z(level: float) -> float:
 # Shares --------------------------------------------------------------------------------------------------------------
 
 
-def wilson_interval(k: int, n: int, level: float = 0.95) -> Estimate:
+def wilson_interval(k: int, n: int, level: float = 0.95, *, n_units: int | None = None) -> Estimate:
     """Return the share k / n with its Wilson score interval, which keeps to [0, 1] and is sound for k = 0 and k = n.
 
     Centre (p + z^2/2n) / (1 + z^2/n), half width z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n). Source: Wilson 1927,
@@ -69,6 +69,8 @@ def wilson_interval(k: int, n: int, level: float = 0.95) -> Estimate:
         k: Successes, 0 to n.
         n: Trials. With 0 there is no value, with 1 no interval.
         level: Coverage.
+        n_units: Independent units that the trials were made of, each as often; the interval is that of so few trials.
+            None: every trial is one.
 
     >>> estimate = wilson_interval(8, 10)
     >>> round(estimate.low, 4), round(estimate.high, 4)
@@ -78,16 +80,17 @@ def wilson_interval(k: int, n: int, level: float = 0.95) -> Estimate:
         raise ValueError(f"k is {k} and n is {n}; 0 <= k <= n must hold")
     if n == 0:
         return Estimate(None, None, None, 0, level, "wilson", "no observations")
-    p = k / n
+    p, n_trials = k / n, n
+    n = n if n_units is None else n_units
     if n < 2:
-        return Estimate(p, None, None, n, level, "wilson", "fewer than two observations")
+        return Estimate(p, None, None, n_trials, level, "wilson", "fewer than two observations")
     z = _z(level)
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     # At the ends the formula gives exactly 0 and 1; rounding must not move them.
     low = 0.0 if k == 0 else (centre - half) / scale
-    high = 1.0 if k == n else (centre + half) / scale
-    return Estimate(p, low, high, n, level, "wilson")
+    high = 1.0 if k == n_trials else (centre + half) / scale
+    return Estimate(p, low, high, n_trials, level, "wilson")
 
 
 # Bootstrap -----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -125,6 +126,8 @@ def test_the_published_layout_the_splits_the_table_and_the_figures_are_there(dir
         }
         assert len(set.union(*ids.values())) == sum(map(len, ids.values())), "no prompt is in two splits"
         rows = (folder / "selection.csv").read_text().splitlines()
+        for row in csv.DictReader(rows):
+            assert float(row["bypass_low"]) <= float(row["bypass"]) <= float(row["bypass_high"])
         assert len(rows) == 1 + len(found.selection.candidates)
         assert sum(row.endswith("True") for row in rows) == 1
         for figure in FIGURES:

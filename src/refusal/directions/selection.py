@@ -34,6 +34,22 @@ def failures(candidate: Candidate, n_layers: int, filters: Filters) -> tuple[str
     return tuple(found)
 
 
+def published_choice(candidates: Sequence[Candidate], n_layers: int, filters: Filters) -> int | None:
+    """Return the index of the candidate that the published code would select; None: none passes, and it would stop.
+
+    It knows ablation to zero alone, and its scores are log P - log(1 - P) of the refusal openers: unlike m they fall
+    when an intervention makes the model begin with neither opener. None too where ablation to zero was not scored.
+    """
+    theirs = [
+        each.model_copy(update={"bypass": each.bypass_published, "induce": each.induce_published})
+        for each in candidates
+    ]
+    passing = [
+        index for index, each in enumerate(theirs) if each.ablate_to == "zero" and not failures(each, n_layers, filters)
+    ]
+    return _least(theirs, passing) if passing else None
+
+
 def is_too_deep(candidate: Candidate, n_layers: int, filters: Filters) -> bool:
     """Return whether a candidate is read in the last part of the model."""
     return candidate.published_layer >= int(filters.max_depth * n_layers)

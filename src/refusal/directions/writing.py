@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from safetensors.torch import save_file
@@ -40,17 +41,31 @@ def write_tensors(folder: Path, means: Means, probes: Mapping[str, Float[Tensor,
 
 
 def write_selection_csv(folder: Path, selection: Selection) -> list[Path]:
-    """Write the scores of every candidate, a row each, what could not be measured empty; return the path."""
+    """Write the scores of every candidate, a row each, what could not be measured empty; return the path.
+
+    An interval `NAME_ci` is two columns, `NAME_low` and `NAME_high`.
+    """
     path = folder / "selection.csv"
-    names = list(Candidate.model_fields)
     with atomic_write(path) as beside, beside.open("w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle)
-        writer.writerow([*names, "chosen"])
         for index, candidate in enumerate(selection.candidates):
-            fields = {**candidate.model_dump(), "left_out": "; ".join(candidate.left_out)}
-            row = ["" if fields[name] is None else fields[name] for name in names]
-            writer.writerow([plain_cell(cell) for cell in (*row, index == selection.chosen)])
+            fields = {**_cells(candidate), "chosen": index == selection.chosen}
+            if index == 0:
+                writer.writerow(fields)
+            writer.writerow(["" if cell is None else plain_cell(cell) for cell in fields.values()])
     return [path]
+
+
+def _cells(candidate: Candidate) -> dict[str, Any]:
+    """Return the cells of a candidate by the names of their columns."""
+    found: dict[str, Any] = {}
+    for name, value in candidate.model_dump().items():
+        if name.endswith("_ci"):
+            low, high = value or (None, None)
+            found |= {f"{name[:-2]}low": low, f"{name[:-2]}high": high}
+        else:
+            found[name] = "; ".join(value) if name == "left_out" else value
+    return found
 
 
 def write_splits(folder: Path, material: Material) -> list[Path]:

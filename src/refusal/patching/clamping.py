@@ -159,11 +159,16 @@ def dose_response(
         for asked, of_side in zip(sides, found, strict=True):
             for so_far, more in zip(of_side, answerer.behaviours(asked, len(strengths), vary), strict=True):
                 so_far += more
-    every = [(None, untouched), *zip(strengths, zip(*found, strict=True), strict=True)]
-    return [
-        DoseRecord(strength=strength, suppress=RefusalsRecord.of(suppress), force=RefusalsRecord.of(force))
-        for strength, (suppress, force) in every
+    suppress, force = map(RefusalsRecord.of, untouched)
+    doses = [
+        DoseRecord(
+            strength=strength,
+            suppress=RefusalsRecord.of(refused, len(holds)),
+            force=RefusalsRecord.of(complied, len(holds)),
+        )
+        for strength, refused, complied in zip(strengths, *found, strict=True)
     ]
+    return [DoseRecord(strength=None, suppress=suppress, force=force), *doses]
 
 
 def _holding(hold: Hold, strengths: Float[Tensor, " variant"], region: Region) -> Vary:

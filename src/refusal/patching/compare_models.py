@@ -31,13 +31,14 @@ from refusal.patching.model_differences import compare_directions, compare_maps
 from refusal.patching.pairing import pairs_of_run
 from refusal.patching.pairs import PairSet, in_turns
 from refusal.patching.records import DirectionComparison, MapComparison, PatchingComparison
+from refusal.patching.resampling import pair_weights
 from refusal.patching.runs import PairRuns
 from refusal.patching.tables import write_tables
 from refusal.patching.tokens import places, tokenise, unaligned
 from refusal.patching.units import Mode, Patch, PatchedMetric
 from refusal.schemas import ModelOutput, ModelOutputs, PromptLabel
 from refusal.sites import SiteKind, all_sites
-from refusal.stats import bootstrap_weights, spearman
+from refusal.stats import spearman
 from refusal.weights import weights_digest
 
 COMPARISON = "comparison.json"
@@ -202,7 +203,7 @@ class _Comparison:
     def _directions(self, both: Both) -> list[DirectionComparison]:
         sites = all_sites(both.first.model.n_layers, (SiteKind.RESIDUALS,))
         n_draws = min(500, self.config.analysis.bootstrap)
-        weights = bootstrap_weights(len(both.first), n_draws, self._generator(), strata=list(both.first.categories))
+        weights = pair_weights(both.first.categories, n_draws, self._generator())
         return [compare_directions(both.first, both.second, site, weights, self._generator()) for site in sites]
 
 

@@ -1,7 +1,7 @@
 """Which units of a map matter: effects with intervals over pairs, and p-values corrected for the number of units.
 
 - effect of a unit = sum of its changes of m / sum of the gaps, over the pairs in which it was measured;
-- interval: percentile bootstrap over pairs, drawn within categories;
+- interval: percentile bootstrap over pairs, drawn within categories (`resampling`);
 - p: sign flips of the pairs' changes, two-sided; corrected over all units of the map (`refusal.multiplicity`);
 - critical: corrected p at most alpha, and an effect of at least `min_effect`. A unit whose effect is as surely below 0
   works against refusal; it is in the table, not among the critical ones.
@@ -20,8 +20,9 @@ from numpy.random import Generator
 
 from refusal.measures import or_none
 from refusal.multiplicity import benjamini_hochberg, flips_needed, holm, sign_flip_p
+from refusal.patching.resampling import pair_weights
 from refusal.patching.units import PatchedMetric, Unit
-from refusal.stats import Estimate, bootstrap, bootstrap_weights
+from refusal.stats import Estimate, bootstrap
 
 Correction = Literal["holm", "benjamini-hochberg"]
 _CORRECTIONS = {"holm": holm, "benjamini-hochberg": benjamini_hochberg}
@@ -65,7 +66,7 @@ def locate(
         criteria: When a unit is critical; None: the defaults.
     """
     criteria = criteria or Criteria()
-    weights = bootstrap_weights(len(found.gap), criteria.n_draws, generator, strata=list(strata))
+    weights = pair_weights(strata, criteria.n_draws, generator)
     n_flips = flips_needed(len(found.units), criteria.alpha)
     p = sign_flip_p(found.change, n_flips, generator)
     corrected = _CORRECTIONS[criteria.correction](p)

@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from refusal.patching.attention import GROUPS
-from refusal.patching.records import ClampRecord, MapRecord, PatchingResults, RefusalsRecord, UnitRecord
+from refusal.patching.records import ClampRecord, MapRecord, PatchingResults, UnitRecord
+from refusal.patching.sentences import in_words
+from refusal.patching.written import rate
 from refusal.wording import measured, number
 
 SHOWN = 12
 """Rows of a table; the CSV files hold all."""
-
-
-def rate(found: RefusalsRecord) -> str:
-    """Return a share of refusals with its interval and counts."""
-    share = found.refusal
-    if share.value is None:
-        return "no prompts"
-    unclear = f", {found.n_unclear} unclear" if found.n_unclear else ""
-    return f"{measured(share)} ({share.k} of {share.n}{unclear})"
 
 
 def _plain(text: str) -> str:
@@ -42,7 +35,16 @@ def _section(title: str, text: str | None, header: Sequence[str], rows: Sequence
 def markdown_report(results: PatchingResults) -> str:
     """Return the report."""
     lines = [f"# Where refusal is decided: {_plain(results.model)}", ""]
-    lines += [*_pairs(results), *_answer(results), *_maps(results), *_agreement(results), *_writes(results)]
+    lines += ["## What was found", "", *(f"- {_plain(each)}" for each in in_words(results)), ""]
+    lines += [
+        "## Pairs",
+        "",
+        *_pairs(results),
+        *_answer(results),
+        *_maps(results),
+        *_agreement(results),
+        *_writes(results),
+    ]
     lines += [*_attention(results), *_validation(results), *_clamping(results), *_structure(results)]
     lines += [*_latents(results), *_notices(results)]
     return "\n".join(lines).rstrip() + "\n"

@@ -21,11 +21,12 @@ from refusal.measures import or_none
 from refusal.multiplicity import flips_needed, holm, sign_flip_p
 from refusal.patching.attribution import mean_effects
 from refusal.patching.records import CellComparison, DirectionComparison
+from refusal.patching.resampling import pair_weights
 from refusal.patching.runs import PairRuns
 from refusal.patching.units import PatchedMetric, Side
 from refusal.schemas import Measure
 from refusal.sites import Site
-from refusal.stats import Estimate, bootstrap, bootstrap_weights, percentile_interval
+from refusal.stats import Estimate, bootstrap, percentile_interval
 
 N_SPLITS = 20
 """Random halves whose cosines are averaged."""
@@ -43,7 +44,7 @@ def compare_maps(
         n_draws: Bootstrap draws.
         generator: Draws pairs and signs.
     """
-    weights = bootstrap_weights(len(first.gap), n_draws, generator, strata=list(categories))
+    weights = pair_weights(categories, n_draws, generator)
     # of the pairs' shares, so that a model with larger logits does not look different for that alone
     differences = second.effect - first.effect
     p = holm(sign_flip_p(differences, flips_needed(len(first.units), 0.05), generator))

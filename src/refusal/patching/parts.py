@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.random import Generator
 
 from refusal.config import Config
 from refusal.measures import as_matrix, or_none
@@ -23,21 +22,24 @@ from refusal.patching.records import (
     UnusablePair,
     WriteRecord,
 )
+from refusal.patching.resampling import mean_over_pairs, pair_weights
 from refusal.patching.runs import PairRuns
 from refusal.patching.structure import agreement, draw_halves, neuron_attributions
 from refusal.patching.units import Side, Unit
 from refusal.schemas import Measure
 from refusal.sites import Site, SiteKind
-from refusal.stats import Estimate, bootstrap, bootstrap_mean, bootstrap_weights
+from refusal.stats import Estimate, bootstrap
 
 _SEED = 41
+_DRAWS_OF_M = 2000
+"""Bootstrap draws of the mean m of a side."""
 
 
 def pairs_record(pairs: Pairs, seed: int) -> PairsRecord:
     """Return the pairs as they are published."""
     maps = pairs.maps
     m_clean, m_corrupted = (
-        Measure.of(bootstrap_mean(maps.m(side), np.random.default_rng([seed, _SEED]), strata=list(maps.categories)))
+        Measure.of(mean_over_pairs(maps.m(side), maps.categories, _DRAWS_OF_M, np.random.default_rng([seed, _SEED])))
         for side in (Side.CLEAN, Side.CORRUPTED)
     )
     return PairsRecord(
@@ -72,9 +74,8 @@ def write_records(runs: PairRuns, taken: TakenDirection | None, config: Config) 
     units = [*writers(runs.model, heads=False), *writers(runs.model, heads=True)]
     to_metric = linear_attribution(runs, units)
     to_direction = direction_attribution(runs, units, site, direction)
-    weights = bootstrap_weights(
-        len(runs), config.analysis.bootstrap, np.random.default_rng([config.seed, _SEED]), strata=list(runs.categories)
-    )
+    generator = np.random.default_rng([config.seed, _SEED])
+    weights = pair_weights(runs.categories, config.analysis.bootstrap, generator)
     ones = np.ones(len(runs))
     return str(site), [
         WriteRecord(
@@ -97,24 +98,20 @@ def _ratio(
 
 def attention_records(runs: PairRuns, heads: Sequence[Unit], config: Config) -> list[AttentionRecord]:
     """Return where heads look, as records."""
-    generator = np.random.default_rng([config.seed, _SEED])
+    generator, n_draws = np.random.default_rng([config.seed, _SEED]), config.analysis.bootstrap
     return [
         AttentionRecord(
             layer=pattern.layer,
             head=pattern.head,
             side=pattern.side.value,
             shares={
-                group: _mean(pattern.weights[:, place], runs.categories, config.analysis.bootstrap, generator)
+                group: Measure.of(mean_over_pairs(pattern.weights[:, place], runs.categories, n_draws, generator))
                 for place, group in enumerate(GROUPS)
             },
             per_token={group: _nan_mean(pattern.enrichment[:, place]) for place, group in enumerate(GROUPS)},
         )
         for pattern in attention_patterns(runs, heads)
     ]
-
-
-def _mean(values: Float[np.ndarray, " pair"], strata: Sequence[str], n_draws: int, generator: Generator) -> Measure:
-    return Measure.of(bootstrap_mean(values, generator, strata=list(strata), n_draws=n_draws))
 
 
 def _nan_mean(values: Float[np.ndarray, " pair"]) -> float | None:

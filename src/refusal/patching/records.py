@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from refusal.labels.behaviour import Behaviour
-from refusal.measures import rate
+from refusal.measures import share
 from refusal.record import Artefact, Record
 from refusal.schemas import Matrix, Measure, Rate
 
@@ -121,10 +121,17 @@ class RefusalsRecord(Record):
     )
 
     @classmethod
-    def of(cls, found: Sequence[Behaviour]) -> RefusalsRecord:
-        """Return the counts of some answers."""
+    def of(cls, found: Sequence[Behaviour], n_sets: int = 1) -> RefusalsRecord:
+        """Return the counts of some answers.
+
+        Args:
+            found: What the model did.
+            n_sets: How often each prompt was answered, under different changes. Answers to the same prompt are not
+                independent, so more sets do not make the interval narrower.
+        """
         n_unclear = sum(each is Behaviour.CANNOT_TELL for each in found)
-        return cls(refusal=rate(each is Behaviour.REFUSED for each in found), n_unclear=n_unclear)
+        n_refused = sum(each is Behaviour.REFUSED for each in found)
+        return cls(refusal=share(n_refused, len(found), len(found) // max(1, n_sets)), n_unclear=n_unclear)
 
 
 class ConditionRecord(Record):

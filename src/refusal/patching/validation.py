@@ -187,7 +187,7 @@ def validate(
         """Return the refusals with each set replaced in turn."""
         found = [each for chosen in sets for each in answerer.behaviours(asked, 1, removal.of(chosen))[0]]
         return ConditionRecord(
-            kind=kind, name=name, n_units=len(sets[0]), draws=len(sets), refusals=RefusalsRecord.of(found)
+            kind=kind, name=name, n_units=len(sets[0]), draws=len(sets), refusals=RefusalsRecord.of(found, len(sets))
         )
 
     conditions: dict[str, Sequence[Sequence[Part]]] = {"nothing changed": [[]]}

@@ -76,6 +76,9 @@ class Frame:
         >>> Frame.of_texts(1, [2], [4]).given.tolist()
         [[0, 1, 2, 2]]
         """
-        ends = torch.tensor([max(lengths) - n + prompt - 1 for prompt, n in zip(prompt_lengths, lengths, strict=True)])
-        offset = torch.arange(max(lengths))[None] - ends[:, None]
-        return cls(n_template, (offset + n_template).clamp(0, n_template + 1))
+        starts = max(lengths) - torch.tensor(list(lengths))[:, None]
+        columns = torch.arange(max(lengths))[None]
+        offset = columns - (starts + torch.tensor(list(prompt_lengths))[:, None] - 1)
+        kinds = (offset + n_template).clamp(0, n_template + 1)
+        # a text without a prompt has no readout position: the padding before it is not one
+        return cls(n_template, torch.where(columns < starts, 0, kinds))

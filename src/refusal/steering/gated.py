@@ -3,8 +3,10 @@
     where x u > t at the gate's layer, do the action; elsewhere nothing
 
 Per prompt, the gate is decided once, at the prompt's last token, and holds for its whole answer, as in conditional
-activation steering; per position, each token decides for itself. Source: Lee et al. arXiv 2409.05907, who compare the
-cosine with the condition vector; here it is the projection, which has the scale of the activations.
+activation steering, whether the answer comes token by token or stands behind the prompt in one pass; text without a
+prompt is decided at its last token. Per position, each token decides for itself.
+Source: Lee et al. arXiv 2409.05907, who compare the cosine with the condition vector; here it is the projection, which
+has the scale of the activations.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class Gated:
         Raises:
             ValueError: The action changes a place before the gate, which is passed when the gate decides.
         """
-        state = _State(self.gate)
+        state = _State(self.gate, frame)
         yield self.gate.site, state.decide
         for place, change in self.action.changes(model, frame):
             if place is None or place < self.gate.site:
@@ -70,17 +72,26 @@ class Gated:
 class _State:
     """Where the gate is open in the current pass."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, frame: Frame) -> None:
         self.gate = gate
+        self.frame = frame
         self.is_open: Bool[Tensor, "batch pos_or_1"] = torch.zeros(0, 1, dtype=torch.bool)
 
     def decide(self, value: Tensor) -> Tensor:
         """Compare the projections of a pass with the threshold; the value goes on as it is."""
         is_decode_step = value.shape[1] == 1 and len(self.is_open) == len(value)
         if not (self.gate.decides == "prompt" and is_decode_step):
-            read = value[:, -1:] if self.gate.decides == "prompt" else value
+            read = self._prompts_last(value) if self.gate.decides == "prompt" else value
             self.is_open = read.float() @ self.gate.unit.to(value.device, torch.float32) > self.gate.threshold
         return value
+
+    def _prompts_last(self, value: Tensor) -> Tensor:
+        """Return the prompt's last token, which is not the last of a pass that holds the answer too."""
+        if self.frame.given is None:
+            return value[:, -1:]
+        is_readout = self.frame.kinds(value) == self.frame.readout
+        columns = torch.where(is_readout.any(1), is_readout.int().argmax(1), value.shape[1] - 1)
+        return value[torch.arange(len(value), device=value.device), columns][:, None]
 
     def behind(self, change: Transform) -> Transform:
         """Return a change that acts where the gate is open."""

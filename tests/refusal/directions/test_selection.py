@@ -14,7 +14,7 @@ from refusal.directions.acting import choose_coefficient, choose_region
 from refusal.directions.candidates import Contrast, MeanDiffs
 from refusal.directions.schemas import Candidate, Filters, RegionTrial
 from refusal.directions.scoring import Scorer, Validation, published_score
-from refusal.directions.selection import choose, failures
+from refusal.directions.selection import choose, failures, published_choice
 from refusal.directions.splits import Part, split, spread
 from refusal.metric import RefusalMetric
 from refusal.schemas import PromptLabel
@@ -41,6 +41,17 @@ def candidate(layer=0, bypass=-1.0, induce=1.0, kl=0.05, position=-1):
         kl_ci=(None, None),
         left_out=(),
     )
+
+
+def test_the_published_choice_goes_by_the_published_scores_of_ablation_to_zero():
+    broken = candidate(layer=0, bypass=-5.0, induce=5.0).model_copy(update={"induce_published": -3.0})
+    ours = candidate(layer=1, bypass=-4.0).model_copy(update={"ablate_to": "complied"})
+    theirs = candidate(layer=2, bypass=-1.0).model_copy(update={"bypass_published": -2.0})
+    other = candidate(layer=3, bypass=-3.0).model_copy(update={"bypass_published": -1.0})
+    every = [broken, ours, theirs, other]
+    assert choose(every, 10, FILTERS)[0] == 0
+    assert published_choice(every, 10, FILTERS) == 2
+    assert published_choice([broken, ours], 10, FILTERS) is None
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,12 @@ def test_refusals_count_what_cannot_be_told():
     assert found.refusal.low < 0.25 < found.refusal.high
 
 
+def test_more_random_sets_on_the_same_prompts_do_not_make_the_interval_narrower():
+    once, often = (RefusalsRecord.of([Behaviour.REFUSED, Behaviour.COMPLIED] * 5 * n, n) for n in (1, 8))
+    assert (often.refusal.low, often.refusal.high) == (once.refusal.low, once.refusal.high)
+    assert (often.refusal.n, often.refusal.value) == (80, 0.5)
+
+
 def test_answers_without_a_change_are_those_of_the_model(answering):
     held_out = planted_held_out("monolithic", 6)
     assert answering.behaviours(prompts_of(held_out, Side.CLEAN), 1, unchanged) == [[Behaviour.REFUSED] * 6]

@@ -9,6 +9,7 @@ from tiny_models import PROMPTS
 from refusal.interventions import record
 from refusal.sites import Site, SiteKind
 from refusal.steering import Ablation, Addition, Gate, Gated, steered
+from refusal.steering.losses import Text, losses
 from refusal.steering.run import Runs, readout_logits, respond, same
 
 VECTOR = torch.linspace(-1, 1, 32, dtype=torch.float64)
@@ -54,6 +55,21 @@ def test_the_prompt_decides_for_its_whole_answer(tiny_model):
     )
     assert gated == [acted[row] if readout[row] > threshold else plain[row] for row in range(len(PROMPTS))]
     assert gated not in (plain, acted)
+
+
+def test_the_prompt_decides_where_its_answer_stands_behind_it_in_one_pass(tiny_model):
+    """What a gated action costs on a text: nothing behind a closed gate, that of the action behind an open one."""
+    model = tiny_model("llama")
+    readout = projections(model)[:, -1]
+    threshold = float(readout.median())
+    action = Addition(20 * VECTOR, 1)
+    texts = [Text(tuple(ids), (11, 12, 13)[: 1 + row % 3]) for row, ids in enumerate(model.tokenize(PROMPTS))]
+    gated, plain, acted = (
+        losses(Runs(model), texts, interventions).nats
+        for interventions in ([Gated(Gate(UNIT, 0, threshold), action)], [], [action])
+    )
+    assert gated == pytest.approx([acted[row] if readout[row] > threshold else plain[row] for row in range(len(texts))])
+    assert abs(acted - plain).min() > 0.01
 
 
 def test_an_action_before_its_gate_is_refused(tiny_model):
