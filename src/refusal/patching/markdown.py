@@ -108,7 +108,8 @@ def _agreement(results: PatchingResults) -> list[str]:
         for e in results.agreement
     ]
     header = ("kind", "patch", "estimate", "Spearman", "Pearson", "units")
-    return _section("Agreement of estimates with exact patching", None, header, rows)
+    note = "Spearman compares ranks; where nearly all effects are 0 or 1 they are mostly ties, and Pearson says more."
+    return _section("Agreement of estimates with exact patching", note, header, rows)
 
 
 def _writes(results: PatchingResults) -> list[str]:
