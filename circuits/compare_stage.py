@@ -4,7 +4,7 @@
 2. effects of every category's circuit on every refused prompt, by site and SAE seed (`circuits.transfer`);
 3. transfer with bootstrap draws, the decisive site chosen on one fold and measured on the other (`circuits.study`);
 4. groups, structure with noise ceilings, permutation null, the original rule beside it;
-5. the verdict and a sentence that can be quoted (`circuits.narrate`); none where it would rest on SAEs that cannot
+5. the verdict and a sentence that can be quoted (`circuits.conclusion`); none where it would rest on SAEs that cannot
    carry a circuit (`circuits.sae_quality`).
 """
 
@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from circuits import narrate, sae_quality, verdict
+from circuits import narrate, sae_quality, site_effects, verdict
 from circuits.attribution_file import AttributionFile
+from circuits.conclusion import Conclusion, conclude
 from circuits.direct import direct_effects
 from circuits.discovery import discoverer
 from circuits.evidence import Evidence
 from circuits.groups import symmetrised
 from circuits.nodes import percentile_interval
 from circuits.structure import baseline, permutation_test, structural_similarity
-from circuits.study import Profile, Study, is_supported_by_seeds
+from circuits.study import Profile, Study
 from circuits.transfer import measure_transfer, save_effects
 from circuits.verdict import Verdict
 from refusal.artefacts import ResultPaths
@@ -64,7 +65,7 @@ def compare_categories(config: Config, model_name: str, paths: ResultPaths) -> N
         fields |= _depth(study, file)
         problem = narrate.no_mechanism(study)
         if problem is None:
-            fields |= _decided(study, quality) | _structure(study, file)
+            fields |= _decided(study, conclude(study, quality)) | _structure(study, file)
             fields["notices"] += narrate.cautions(model_name, study.most_shared().site)
     if problem is not None:
         fields |= {"verdict": str(Verdict.UNDETERMINED), "reason": problem}
@@ -120,10 +121,10 @@ def _nothing_measured(analysis: AnalysisConfig, evidence: Evidence, quality: tup
             "min_margin": verdict.MIN_MARGIN,
             "min_necessity": verdict.MIN_NECESSITY,
             "min_share_necessary": verdict.MIN_SHARE_NECESSARY,
-            "min_sufficiency": verdict.MIN_SUFFICIENCY,
-            "min_sufficiency_ratio": verdict.MIN_SUFFICIENCY_RATIO,
-            "strict_sufficiency": verdict.STRICT_SUFFICIENCY,
-            "strict_sufficiency_ratio": verdict.STRICT_SUFFICIENCY_RATIO,
+            "min_sufficiency": site_effects.MIN_SUFFICIENCY,
+            "min_sufficiency_ratio": site_effects.MIN_SUFFICIENCY_RATIO,
+            "strict_sufficiency": site_effects.STRICT_SUFFICIENCY,
+            "strict_sufficiency_ratio": site_effects.STRICT_SUFFICIENCY_RATIO,
             "stable_groups": verdict.STABLE_GROUPS,
             "min_lean": verdict.MIN_LEAN,
             **sae_quality.LIMITS,
@@ -186,33 +187,9 @@ def _depth_point(study: Study, profile: Profile, sizes: tuple[float, ...]) -> De
     )
 
 
-def _decided(study: Study, quality: tuple[SiteQuality, ...]) -> dict[str, Any]:
+def _decided(study: Study, found: Conclusion) -> dict[str, Any]:
     """Return the verdict and what it rests on."""
-    decisive, average = study.most_shared(), study.average()
-    decision, seeds = study.decide(average), study.seeds()
-    labels, stability = study.groups
-    groups = tuple(
-        tuple(name for name, label in zip(study.names, labels, strict=True) if label == group)
-        for group in range(int(labels.max()) + 1)
-    )
-    interval = percentile_interval(average.draws)
-    verdict_now, reason = decision.verdict, narrate.reason(decision, average.value, interval, decisive.site, groups)
-    unfit = sae_quality.unfit(quality, study.decisive_sites)
-    if unfit:
-        verdict_now, reason = Verdict.UNDETERMINED, narrate.saes_unfit(unfit)
-    elif verdict_now is not Verdict.UNDETERMINED and not is_supported_by_seeds(seeds, verdict_now):
-        verdict_now, reason = Verdict.UNDETERMINED, narrate.seeds_disagree(seeds)
-    together = verdict.share_together(labels)
-    joined = verdict.with_groups(verdict_now, together, stability, study.analysis.partially_modular_threshold)
-    if joined is not verdict_now:
-        reason = (
-            narrate.groups_disagree(groups, together, average.value)
-            if joined is Verdict.UNDETERMINED
-            else narrate.shared_in_groups(groups, together, stability, average.value, interval)
-        )
-        verdict_now = joined
-    if not verdict.can_carry(verdict_now, decisive.site, study.inner_writing):
-        verdict_now, reason = Verdict.UNDETERMINED, narrate.block_unseen(average.value, interval, decisive.site)
+    decisive = found.decisive
     point, draws = decisive.point.transfer[0], decisive.draws.transfer
     support = _support(study.evidence)
     for index, name in enumerate(study.names):
@@ -222,18 +199,18 @@ def _decided(study: Study, quality: tuple[SiteQuality, ...]) -> dict[str, Any]:
         }
         support[name] = support[name].model_copy(update=measured)
     return {
-        "verdict": str(verdict_now),
-        "reason": reason,
-        "average_similarity": average.value,
-        "average_similarity_ci": interval,
+        "verdict": str(found.verdict),
+        "reason": found.reason,
+        "average_similarity": found.average,
+        "average_similarity_ci": found.interval,
         "decisive_site": str(decisive.site),
         "similarity": as_matrix(symmetrised(point), study.names),
         "similarity_ci": _intervals(study.names, np.stack([symmetrised(draw) for draw in draws])),
         "transfer": as_matrix(point, study.names),
         "transfer_ci": _intervals(study.names, draws),
-        "groups": groups,
-        "groups_stability": stability,
-        "seeds": seeds,
+        "groups": found.groups,
+        "groups_stability": found.stability,
+        "seeds": found.seeds,
         "support": support,
     }
 

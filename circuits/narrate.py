@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from circuits.site_effects import MIN_SUFFICIENCY, MIN_SUFFICIENCY_RATIO
 from circuits.study import Study
-from circuits.verdict import (
-    MIN_MARGIN,
-    MIN_SHARE_NECESSARY,
-    MIN_SUFFICIENCY,
-    MIN_SUFFICIENCY_RATIO,
-    Decision,
-    Verdict,
-)
+from circuits.verdict import MIN_MARGIN, MIN_SHARE_NECESSARY, Decision, Verdict
 from refusal.schemas import Interval, SeedResult, SiteQuality
 from refusal.sites import Site, SiteKind
 from refusal.wording import estimate, plural
@@ -58,6 +52,16 @@ def _groups(several: list[tuple[str, ...]]) -> str:
 
 def no_mechanism(study: Study) -> str | None:
     """Return why no site can decide, or None when one can."""
+    chance = _by_chance(study)
+    if chance is not None:
+        return chance
+    if study.commit is None:
+        return "No residual site carries most of the decision directly, so there is no depth at which it is made."
+    return None if study.candidates else _no_site(study, study.commit)
+
+
+def _by_chance(study: Study) -> str | None:
+    """Return how chance and not the prompt makes the model refuse, or None when it does not."""
     if min(study.margins) < MIN_MARGIN:
         refused, complied = study.margins
         return (
@@ -78,15 +82,16 @@ def no_mechanism(study: Study) -> str | None:
             f"prompts with an AUC of {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}] (0.5 is chance), so its "
             "refusals are noise or memory of single prompts and there is no mechanism to compare."
         )
-    if study.commit is None:
-        return "No residual site carries most of the decision directly, so there is no depth at which it is made."
-    if study.candidates:
-        return None
+    return None
+
+
+def _no_site(study: Study, commit: Site) -> str:
+    """Return why none of the sites under study says anything about the mechanism."""
     before = [profile for profile in study.profiles if study.is_before(profile.site)]
     if not before:
         sites = ", ".join(str(profile.site) for profile in study.profiles)
         return (
-            f"The decision is committed at {study.commit}, and none of the sites under study ({sites}) lies before it; "
+            f"The decision is committed at {commit}, and none of the sites under study ({sites}) lies before it; "
             "add earlier sites to activation_layers."
         )
     best = max(before, key=lambda profile: float(profile.point.necessity.mean()))
@@ -94,14 +99,14 @@ def no_mechanism(study: Study) -> str | None:
         strongest = max(before, key=lambda profile: float(profile.sufficiency.cross[0]))
         own, cross = float(strongest.sufficiency.own[0]), float(strongest.sufficiency.cross[0])
         return (
-            f"No site before commit ({study.commit}) carries decisions: inducing one category's circuit in complied "
+            f"No site before commit ({commit}) carries decisions: inducing one category's circuit in complied "
             f"prompts of another restores at best {cross:.2f} of the refusal, at {strongest.site}, where the own "
             f"circuit restores {own:.2f}; a decision restores at least {MIN_SUFFICIENCY:.2f} and "
             f"{MIN_SUFFICIENCY_RATIO:.0%} of what the own circuit does. What such sites share is evidence, not a "
             "mechanism."
         )
     return (
-        f"At no site before commit ({study.commit}) does removing a category's own circuit remove enough of its "
+        f"At no site before commit ({commit}) does removing a category's own circuit remove enough of its "
         f"refusals: at best {float(best.point.necessity.mean()):.2f} of the difference to complied prompts, at "
         f"{best.site}, with {int(best.holds.sum())} of {len(best.holds)} categories clearly above 0. There is no "
         "mechanism to compare."

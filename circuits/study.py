@@ -12,22 +12,21 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from circuits import verdict
+from circuits import site_effects, verdict
 from circuits.direct import DirectEffects
 from circuits.evidence import Evidence
 from circuits.groups import find_groups, groups_stability
 from circuits.predictable import text_auc
-from circuits.verdict import (
-    Decision,
+from circuits.site_effects import (
     RefusedPrompts,
     Resampling,
     SiteEffects,
     SiteTransfer,
     Sufficiency,
-    Verdict,
     plain_weights,
     site_transfer,
 )
+from circuits.verdict import Decision, Verdict
 from refusal.config import AnalysisConfig
 from refusal.schemas import SeedResult
 from refusal.sites import Site, SiteKind
@@ -107,7 +106,7 @@ class Study:
         self.auc = {each.site: self._auc(each.site, seed) for each in effects}
         self.onset = verdict.onset_site(list(self.auc.items()))
         generator = np.random.default_rng([seed, 1])
-        self.weights = verdict.resample(self.refused, self.n_seeds, analysis.bootstrap, generator)
+        self.weights = site_effects.resample(self.refused, self.n_seeds, analysis.bootstrap, generator)
         complied = contrasts.category[~contrasts.is_refused]
         self.complied = complied
         draws = bootstrap_weights(len(complied), analysis.bootstrap, generator, strata=complied)
@@ -142,7 +141,7 @@ class Study:
         point, draws = under(plain_weights(self.refused, self.n_seeds)), under(self.weights)
         folds = [under(plain_weights(self.refused, self.n_seeds, fold)) for fold in (0, 1)]
         holds = verdict.necessity_holds(np.quantile(draws.necessity, 0.025, axis=0), point.necessity[0])
-        sufficiency = verdict.sufficiency(effects, self.gap, self.complied, self.complied_weights)
+        sufficiency = site_effects.sufficiency(effects, self.gap, self.complied, self.complied_weights)
         candidate = self.is_before(effects.site) and verdict.usable_site(holds) and sufficiency.carries_decisions
         return Profile(effects, point, draws, (folds[0], folds[1]), holds, sufficiency, candidate)
 

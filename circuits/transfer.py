@@ -22,7 +22,7 @@ from circuits.ablation import Induction, LatentBank, Removal, matched_random_set
 from circuits.attribution_file import AttributionFile
 from circuits.discovery import CircuitDiscoverer, dosed_latents
 from circuits.evidence import Evidence, SiteCode
-from circuits.verdict import SiteEffects
+from circuits.site_effects import SiteEffects
 from refusal.artefacts import atomic_write
 from refusal.sites import Site
 
