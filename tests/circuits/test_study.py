@@ -7,11 +7,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from circuits.site_effects import Sufficiency
-from circuits.study import Study
+from circuits.site_effects import SiteEffects, Sufficiency
+from circuits.study import Profile, Study
 from refusal.sites import Site
 
 STRICT, LOOSE = Sufficiency(np.array([0.7]), np.array([0.7])), Sufficiency(np.array([0.4]), np.array([0.4]))
+
+
+def profile(name: str, sufficiency: Sufficiency) -> Profile:
+    """Return a site that qualifies; only what chooses among sites is there."""
+    made = object.__new__(Profile)
+    nothing = np.zeros((1, 1, 1))
+    object.__setattr__(made, "effects", SiteEffects(Site.parse(name), nothing, nothing[0], nothing[0]))
+    object.__setattr__(made, "sufficiency", sufficiency)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -25,8 +34,6 @@ STRICT, LOOSE = Sufficiency(np.array([0.7]), np.array([0.7])), Sufficiency(np.ar
     ids=["an-earlier-block-writes", "streams-before-the-last-block", "loose-streams-too", "nothing-else"],
 )
 def test_neurons_of_the_last_block_decide_last(candidates, expected):
-    profiles = [
-        SimpleNamespace(site=Site.parse(name), sufficiency=sufficiency) for name, sufficiency in candidates.items()
-    ]
+    profiles = [profile(name, sufficiency) for name, sufficiency in candidates.items()]
     study = SimpleNamespace(candidates=profiles, last_layer=3)
-    assert [str(profile.site) for profile in Study.deciding.func(study)] == expected
+    assert [str(each.site) for each in Study.deciding.func(study)] == expected
