@@ -215,8 +215,10 @@ def matched_random_sets(
 ) -> Bool[np.ndarray, "draw variant node"]:
     """Return random sets that match each set in size and in how often its latents are active.
 
-    Each latent is replaced by one drawn among the `MATCH_POOL` latents outside the set whose activation frequency is
-    nearest, without using one twice in a draw. Latents that are never active are not drawn: removing them does nothing.
+    Each latent is replaced by one drawn among the `MATCH_POOL` latents outside all sets whose activation frequency is
+    nearest, without using one twice in a draw: what other categories' circuits hold is no chance finding. Where too few
+    are left outside all sets, latents outside the matched set alone serve. Latents that are never active are not drawn:
+    removing them does nothing.
 
     Args:
         sets: The sets to match.
@@ -226,8 +228,9 @@ def matched_random_sets(
     """
     drawn = np.zeros((n_draws, *sets.shape), bool)
     alive = np.flatnonzero(frequency > 0)
+    outside_all = alive[~sets.any(0)[alive]]
     for index, members in enumerate(sets):
-        outside = alive[~members[alive]]
+        outside = outside_all if len(outside_all) >= members.sum() else alive[~members[alive]]
         for draw in range(n_draws):
             free = outside
             for latent in np.flatnonzero(members):

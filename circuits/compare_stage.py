@@ -24,7 +24,7 @@ from circuits.discovery import discoverer
 from circuits.evidence import Evidence
 from circuits.groups import symmetrised
 from circuits.nodes import percentile_interval
-from circuits.structure import baseline, permutation_test, structural_similarity
+from circuits.structure import baseline, mixing, permutation_test, structural_similarity
 from circuits.study import Profile, Study
 from circuits.transfer import measure_transfer, save_effects
 from circuits.verdict import Verdict
@@ -39,7 +39,7 @@ from refusal.schemas import (
     SiteQuality,
     StructuralSimilarity,
 )
-from refusal.sites import Site
+from refusal.sites import Site, SiteKind
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,9 @@ def compare_categories(config: Config, model_name: str, paths: ResultPaths) -> N
         direct = direct_effects(evidence)
         effects = measure_transfer(evidence, discoverer(config.circuit.method, evidence), file)
         save_effects(effects, direct.metric, paths.effects(model_name))
-        study = Study(config.analysis, config.seed, evidence, direct, effects)
+        neurons = [each.site for each in effects if each.site.kind is SiteKind.NEURONS]
+        mixed = {site: mixing(evidence, file, site) for site in neurons}
+        study = Study(config.analysis, config.seed, evidence, direct, effects, mixed)
         fields |= _depth(study, file)
         problem = narrate.no_mechanism(study)
         if problem is None:
@@ -126,6 +128,7 @@ def _nothing_measured(analysis: AnalysisConfig, evidence: Evidence, quality: tup
             "strict_sufficiency": site_effects.STRICT_SUFFICIENCY,
             "strict_sufficiency_ratio": site_effects.STRICT_SUFFICIENCY_RATIO,
             "stable_groups": verdict.STABLE_GROUPS,
+            "max_mixing": verdict.MAX_MIXING,
             "min_lean": verdict.MIN_LEAN,
             **sae_quality.LIMITS,
         },
@@ -184,6 +187,7 @@ def _depth_point(study: Study, profile: Profile, sizes: tuple[float, ...]) -> De
         sufficiency_ci=percentile_interval(profile.sufficiency.cross[1:]),
         size=float(np.mean(sizes)),
         before_commit=study.is_before(profile.site),
+        mixing=study.mixing.get(profile.site),
     )
 
 

@@ -46,7 +46,8 @@ def conclude(study: Study, quality: tuple[SiteQuality, ...]) -> Conclusion:
         for group in range(int(labels.max()) + 1)
     )
     interval, together = percentile_interval(average.draws), verdict.share_together(labels)
-    joined = verdict.with_groups(decision.verdict, together, stability, study.analysis.partially_modular_threshold)
+    limits = study.analysis.partially_modular_threshold, study.analysis.monolithic_threshold
+    joined = verdict.with_groups(decision.verdict, together, stability, *limits)
     reason = narrate.reason(decision, average.value, interval, decisive.site, groups)
     if joined is Verdict.UNDETERMINED and decision.verdict is not joined:
         reason = narrate.groups_disagree(groups, together, average.value)

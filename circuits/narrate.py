@@ -128,11 +128,16 @@ def groups_disagree(groups: Groups, together: float, average: float) -> str:
 
 
 def shared_in_groups(groups: Groups, together: float, stability: float, average: float, interval: Interval) -> str:
-    """Return the sentence for clear groups where the mean transfer alone would read MODULAR."""
+    """Return the sentence for clear groups where the mean transfer alone would read otherwise."""
+    why = (
+        "smaller because circuits hold part of what a group shares"
+        if average < together
+        else "larger because circuits hold some of what other groups use"
+    )
     return (
         f"{_lead(Verdict.PARTIALLY_MODULAR, groups)}. These groups put {together:.0%} of the pairs together and are "
         f"found again in bootstrap draws (adjusted Rand index {stability:.2f}); the mean transfer between categories, "
-        f"{estimate(average, interval)}, is smaller because circuits hold part of what a group shares."
+        f"{estimate(average, interval)}, is {why}."
     )
 
 

@@ -24,6 +24,9 @@ from refusal.schemas import Baseline, PermutationTest, StructuralSimilarity
 from refusal.sites import Site
 from refusal.stats import permutation_p
 
+APART, ALIKE = 0.45, 0.8
+"""Agreement of two categories' attributions at a site up to which they are apart, and from which on alike."""
+
 
 def structural_similarity(evidence: Evidence, file: AttributionFile, site: Site | None) -> StructuralSimilarity:
     """Return raw agreement, noise ceiling and their ratio of the categories' attribution vectors at a site.
@@ -55,6 +58,25 @@ def structural_similarity(evidence: Evidence, file: AttributionFile, site: Site 
         },
         normalised={name: as_matrix(result.normalised, names) for name, result in compared.items()},
     )
+
+
+def mixing(evidence: Evidence, file: AttributionFile, site: Site) -> float | None:
+    """Return the share of pairs of categories at a site whose attributions are neither alike nor apart.
+
+    Units of a decision alone serve all categories that share it and no others. Units that only read decisions made
+    before respond to several of them, each in part: removing one category's takes away something of all.
+
+    Agreement is the noise-corrected cosine in decoder space, as in `structural_similarity`; pairs whose ceiling is too
+    low to divide by are left out, None where all are.
+    """
+    code, attributions = evidence.code(site, evidence.seeds[0]), file.nodes[site, evidence.seeds[0]].latents
+    refused = evidence.refused_rows()
+    change = code.latents[refused] - code.counterfactual_latents[evidence.category[refused]]
+    decoded = code.dictionary.decode(attributions * change.sign()).double().numpy()
+    agreement = compare_structure(half_means(evidence, decoded), cosine).normalised
+    pairs = agreement[np.triu_indices(len(agreement), 1)]
+    pairs = pairs[np.isfinite(pairs)]
+    return float(((pairs > APART) & (pairs < ALIKE)).mean()) if len(pairs) else None
 
 
 def half_means(evidence: Evidence, latents: Float[np.ndarray, "prompt d_sae"]) -> Float[np.ndarray, "2 category d_sae"]:

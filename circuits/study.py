@@ -6,6 +6,7 @@ Holds the arithmetic that needs all sites at once; the pieces are pure functions
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -82,7 +83,13 @@ class Study:
     """The conclusions from one model's effects."""
 
     def __init__(
-        self, analysis: AnalysisConfig, seed: int, evidence: Evidence, direct: DirectEffects, effects: list[SiteEffects]
+        self,
+        analysis: AnalysisConfig,
+        seed: int,
+        evidence: Evidence,
+        direct: DirectEffects,
+        effects: list[SiteEffects],
+        mixing: Mapping[Site, float | None],
     ) -> None:
         contrasts = evidence.contrasts
         self.analysis = analysis
@@ -101,6 +108,7 @@ class Study:
         self.direct_share = dict(direct.mean_shares())
         self.commit = verdict.commit_site(direct.mean_shares())
         self.writing = verdict.writing_blocks(direct.mean_shares())
+        self.mixing = mixing
         self.last_layer = max(site.layer for site in direct.sites)
         self.inner_writing = [layer for layer in self.writing if layer < self.last_layer]
         self.auc = {each.site: self._auc(each.site, seed) for each in effects}
@@ -158,13 +166,19 @@ class Study:
     def deciding(self) -> list[Profile]:
         """Those of the candidates that can decide: neurons; else what passes the strict limits; else all.
 
-        Neurons of the last block come last: they write the answer's tokens, which are common to all categories.
+        Neurons of the last block come last: they write the answer's tokens, which are common to all categories. So do
+        neurons that mix decisions made before them.
         """
         neurons = [profile for profile in self.candidates if profile.site.kind is SiteKind.NEURONS]
-        inner = [profile for profile in neurons if profile.site.layer < self.last_layer]
+        inner = [profile for profile in neurons if profile.site.layer < self.last_layer and self._is_pure(profile.site)]
         streams = [profile for profile in self.candidates if profile.site.kind is not SiteKind.NEURONS]
         strict = [profile for profile in streams if profile.sufficiency.is_strict]
         return inner or strict or streams or neurons
+
+    def _is_pure(self, site: Site) -> bool:
+        """Return whether the units of a site are of the decision alone, as far as could be measured."""
+        share = self.mixing.get(site)
+        return share is None or share <= verdict.MAX_MIXING
 
     def most_shared(self, fold: int | None = None) -> Profile:
         """Return the deciding site with the largest mean transfer, as one fold or all prompts measure it."""

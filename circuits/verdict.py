@@ -8,13 +8,14 @@
    model refuse. Before the decision a site carries evidence (words, intents); sharing that is not sharing a mechanism.
    An OR of separate detectors passes as well as one detector for all, so this condition favours no verdict.
 4. Where neurons of those blocks qualify they decide, for there units are of the decision alone; else residual sites do.
-   Neurons of the last block come after both: they write the answer's tokens, whoever decided.
+   Neurons of the last block come after both: they write the answer's tokens, whoever decided. So do neurons that mix
+   decisions made before them.
    The decisive site is the most shared of those where own necessity holds; it is chosen on one fold and measured on the
    other.
 5. The mean off-diagonal transfer there, with its bootstrap distribution, meets the thresholds. Stable groups that put
-   most pairs together make MODULAR PARTIALLY MODULAR. UNDETERMINED, with the reason in words, when it cannot be
-   measured, the distribution leans to no side, the groups contradict it otherwise, or it is MODULAR and a block before
-   the last writes the decision, where no neurons were there to show that categories do not meet.
+   most pairs together, and not all, make it PARTIALLY MODULAR. UNDETERMINED, with the reason in words, when it cannot
+   be measured, the distribution leans to no side, the groups contradict it otherwise, or it is MODULAR and a block
+   before the last writes the decision, where no neurons were there to show that categories do not meet.
 
 Pure functions of arrays: no model, no files. Statistics run in float64.
 """
@@ -38,12 +39,15 @@ MIN_NECESSITY = 0.1
 """Own necessity a category needs at a site before transfer is computed there, as a share of m refused - m complied."""
 MIN_SHARE_NECESSARY = 0.8
 """Share of the categories whose own necessity must hold for a site to count."""
+MAX_MIXING = 0.05
+"""Share of the pairs of categories that may be neither alike nor apart at neurons for these to decide. Beyond it they
+read decisions made before and mix them."""
 COMMIT_SHARE = 0.5
 """Share of m refused - m complied that a site must carry directly to be the commit site ("most of it"), and that a
 later block must add by itself to be one that writes the decision as well."""
 STABLE_GROUPS = 0.9
-"""Adjusted Rand index of the groups with those of bootstrap draws from which they outweigh a mean transfer that says
-that most pairs share nothing."""
+"""Adjusted Rand index of the groups with those of bootstrap draws from which they outweigh the mean transfer about
+whether all pairs, most or few share a mechanism."""
 MIN_LEAN = 0.8
 """Share of the bootstrap distribution on one side of the thresholds below which there is no verdict."""
 
@@ -155,28 +159,36 @@ def share_together(groups: Int[np.ndarray, " category"]) -> float:
     return float((together.sum() - n) / (n * (n - 1)))
 
 
-def with_groups(verdict: Verdict, together: float, stability: float, partially_modular: float) -> Verdict:
+def with_groups(
+    verdict: Verdict, together: float, stability: float, partially_modular: float, monolithic: float
+) -> Verdict:
     """Return the verdict of the mean transfer and the groups together.
 
     Transfer measures how much of an effect is shared, groups say who shares. With circuits that hold only part of a
     common mechanism the mean can fall below half where most pairs are plainly together, in the same groups in every
-    bootstrap draw: then refusal is shared in part. Other contradictions about most pairs are UNDETERMINED.
+    bootstrap draw; with circuits that hold a little of each other's it can pass for one mechanism where groups are
+    plainly apart. Then refusal is shared in part. Other contradictions are UNDETERMINED.
 
     Args:
         verdict: That of the mean transfer.
         together: Share of the pairs that the groups put together.
         stability: Adjusted Rand index of the groups with those of bootstrap draws.
         partially_modular: The threshold below which most pairs share nothing.
+        monolithic: The threshold from which on all share one mechanism.
 
-    >>> with_groups(Verdict.MODULAR, 0.64, 0.96, 0.5)
+    >>> with_groups(Verdict.MODULAR, 0.64, 0.96, 0.5, 0.8)
     <Verdict.PARTIALLY_MODULAR: 'PARTIALLY MODULAR'>
-    >>> with_groups(Verdict.MODULAR, 0.64, 0.6, 0.5), with_groups(Verdict.PARTIALLY_MODULAR, 0.3, 1.0, 0.5)
+    >>> with_groups(Verdict.MONOLITHIC, 0.64, 0.96, 0.5, 0.8)
+    <Verdict.PARTIALLY_MODULAR: 'PARTIALLY MODULAR'>
+    >>> with_groups(Verdict.MODULAR, 0.64, 0.6, 0.5, 0.8), with_groups(Verdict.PARTIALLY_MODULAR, 0.3, 1.0, 0.5, 0.8)
     (<Verdict.UNDETERMINED: 'UNDETERMINED'>, <Verdict.UNDETERMINED: 'UNDETERMINED'>)
     """
-    if verdict is Verdict.UNDETERMINED or (verdict is Verdict.MODULAR) == (together < partially_modular):
+    of_groups = classify(together, monolithic, partially_modular)
+    overlap = verdict is Verdict.PARTIALLY_MODULAR and of_groups is Verdict.MONOLITHIC
+    if verdict in (Verdict.UNDETERMINED, of_groups) or overlap:
         return verdict
-    is_clear = verdict is Verdict.MODULAR and stability >= STABLE_GROUPS
-    return Verdict.PARTIALLY_MODULAR if is_clear else Verdict.UNDETERMINED
+    is_clear = of_groups is Verdict.PARTIALLY_MODULAR and stability >= STABLE_GROUPS
+    return of_groups if is_clear else Verdict.UNDETERMINED
 
 
 def can_carry(verdict: Verdict, site: Site, inner_writing: Sequence[int]) -> bool:

@@ -244,6 +244,11 @@ class DepthPoint(Record):
     before_commit: bool = Field(
         description="Earlier block, or neurons of a block that writes the decision: only they tell mechanisms apart."
     )
+    mixing: float | None = Field(
+        default=None,
+        description="Of neurons: share of the pairs of categories whose attributions are neither alike nor apart; "
+        "above `max_mixing` the neurons mix decisions made before them and do not decide.",
+    )
 
 
 class StructuralSimilarity(Record):

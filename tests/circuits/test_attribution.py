@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import PROMPTS
@@ -199,16 +200,22 @@ def test_pearson_when_behaviour_is_constant_says_nothing():
     assert pearson(torch.randn(6, 3), torch.ones(6)).tolist() == [0.0, 0.0, 0.0]
 
 
-def test_matched_random_sets_match_size_and_frequency_and_avoid_the_set():
-    import numpy as np
-
+def test_matched_random_sets_match_size_and_frequency_and_avoid_all_sets():
     frequency = np.r_[np.full(20, 0.1), np.full(20, 0.9), np.zeros(5)]
     sets = np.zeros((2, 45), bool)
     sets[0, [0, 1, 20]] = True
     sets[1, [21]] = True
     drawn = matched_random_sets(sets, frequency, 50, np.random.default_rng(0))
     assert (drawn.sum(-1) == sets.sum(-1)).all()
-    assert not (drawn & sets).any()
+    assert not (drawn & sets.any(0)).any(), "another category's circuit is no random set"
     assert not drawn[..., 40:].any()
     assert (drawn[:, 0, :20].sum(-1) == 2).all()
     assert (drawn[:, 1, 20:40].sum(-1) == 1).all()
+
+
+def test_matched_random_sets_where_circuits_hold_nearly_all_latents_avoid_their_own():
+    sets = np.zeros((2, 6), bool)
+    sets[0, :3] = sets[1, 3:] = True
+    drawn = matched_random_sets(sets, np.ones(6), 5, np.random.default_rng(0))
+    assert (drawn.sum(-1) == 3).all()
+    assert not (drawn & sets).any()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from circuits.site_effects import SiteEffects, Sufficiency
 from circuits.study import Profile, Study
-from refusal.sites import Site
+from refusal.sites import Site, SiteKind
 
 STRICT, LOOSE = Sufficiency(np.array([0.7]), np.array([0.7])), Sufficiency(np.array([0.4]), np.array([0.4]))
 
@@ -24,16 +22,27 @@ def profile(name: str, sufficiency: Sufficiency) -> Profile:
 
 
 @pytest.mark.parametrize(
-    ("candidates", "expected"),
+    ("candidates", "mixing", "expected"),
     [
-        ({"residuals_1": STRICT, "neurons_2": LOOSE, "neurons_3": STRICT}, ["neurons_2"]),
-        ({"residuals_1": STRICT, "residuals_2": LOOSE, "neurons_3": STRICT}, ["residuals_1"]),
-        ({"residuals_2": LOOSE, "mlp_2": LOOSE, "neurons_3": STRICT}, ["residuals_2", "mlp_2"]),
-        ({"neurons_3": LOOSE}, ["neurons_3"]),
+        ({"residuals_1": STRICT, "neurons_2": LOOSE, "neurons_3": STRICT}, 0.05, ["neurons_2"]),
+        ({"residuals_1": STRICT, "residuals_2": LOOSE, "neurons_3": STRICT}, 0.0, ["residuals_1"]),
+        ({"residuals_1": STRICT, "neurons_2": STRICT, "neurons_3": STRICT}, 0.06, ["residuals_1"]),
+        ({"residuals_0": STRICT, "neurons_2": STRICT}, None, ["neurons_2"]),
+        ({"residuals_2": LOOSE, "mlp_2": LOOSE, "neurons_3": STRICT}, 0.0, ["residuals_2", "mlp_2"]),
+        ({"neurons_3": LOOSE}, 0.5, ["neurons_3"]),
     ],
-    ids=["an-earlier-block-writes", "streams-before-the-last-block", "loose-streams-too", "nothing-else"],
+    ids=[
+        "an-earlier-block-writes",
+        "the-last-block-writes",
+        "neurons-mix",
+        "not-measured",
+        "loose-streams",
+        "nothing-else",
+    ],
 )
-def test_neurons_of_the_last_block_decide_last(candidates, expected):
+def test_neurons_that_mix_decisions_or_write_the_answer_decide_last(candidates, mixing, expected):
     profiles = [profile(name, sufficiency) for name, sufficiency in candidates.items()]
-    study = SimpleNamespace(candidates=profiles, last_layer=3)
-    assert [str(each.site) for each in Study.deciding.func(study)] == expected
+    study = object.__new__(Study)
+    mixed = {each.site: mixing for each in profiles if each.site.kind is SiteKind.NEURONS}
+    vars(study).update(candidates=profiles, last_layer=3, mixing=mixed)
+    assert [str(each.site) for each in study.deciding] == expected

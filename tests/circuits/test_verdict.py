@@ -29,16 +29,21 @@ def test_decide_when_draws_straddle_a_threshold_is_undetermined_and_says_the_lea
     ("mean", "together", "stability", "expected"),
     [
         (Verdict.MODULAR, 0.53, 0.9, Verdict.PARTIALLY_MODULAR),
+        (Verdict.MODULAR, 0.8, 1.0, Verdict.UNDETERMINED),
+        (Verdict.MONOLITHIC, 0.64, 0.9, Verdict.PARTIALLY_MODULAR),
+        (Verdict.MONOLITHIC, 0.64, 0.89, Verdict.UNDETERMINED),
+        (Verdict.MONOLITHIC, 0.8, 0.5, Verdict.MONOLITHIC),
         (Verdict.MODULAR, 0.53, 0.89, Verdict.UNDETERMINED),
         (Verdict.MODULAR, 0.49, 1.0, Verdict.MODULAR),
         (Verdict.PARTIALLY_MODULAR, 0.49, 1.0, Verdict.UNDETERMINED),
         (Verdict.PARTIALLY_MODULAR, 0.5, 0.0, Verdict.PARTIALLY_MODULAR),
+        (Verdict.PARTIALLY_MODULAR, 1.0, 0.0, Verdict.PARTIALLY_MODULAR),
         (Verdict.MONOLITHIC, 0.2, 1.0, Verdict.UNDETERMINED),
         (Verdict.UNDETERMINED, 0.2, 1.0, Verdict.UNDETERMINED),
     ],
 )
 def test_groups_complete_or_contradict_the_mean_transfer(mean, together, stability, expected):
-    assert verdict.with_groups(mean, together, stability, 0.5) is expected
+    assert verdict.with_groups(mean, together, stability, 0.5, 0.8) is expected
 
 
 def test_decide_when_nearly_all_draws_agree_gives_their_verdict():

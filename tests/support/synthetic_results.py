@@ -314,6 +314,7 @@ def _without_verdict(world: World) -> dict[str, Any]:
             "min_necessity": 0.1,
             "min_share_necessary": 0.8,
             "stable_groups": 0.9,
+            "max_mixing": 0.05,
             "min_lean": 0.8,
         },
         "baseline": _baseline(world),
