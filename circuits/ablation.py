@@ -228,7 +228,8 @@ def matched_random_sets(
     """
     drawn = np.zeros((n_draws, *sets.shape), bool)
     alive = np.flatnonzero(frequency > 0)
-    outside_all = alive[~sets.any(0)[alive]]
+    in_any = np.asarray(sets.any(0))
+    outside_all = alive[~in_any[alive]]
     for index, members in enumerate(sets):
         outside = outside_all if len(outside_all) >= members.sum() else alive[~members[alive]]
         for draw in range(n_draws):
