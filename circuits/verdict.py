@@ -170,7 +170,7 @@ def with_groups(
     plainly apart. Then refusal is shared in part. Other contradictions are UNDETERMINED.
 
     Args:
-        verdict: That of the mean transfer.
+        verdict: That of the mean transfer; UNDETERMINED where its interval crosses a threshold.
         together: Share of the pairs that the groups put together.
         stability: Adjusted Rand index of the groups with those of bootstrap draws.
         partially_modular: The threshold below which most pairs share nothing.
@@ -185,7 +185,7 @@ def with_groups(
     """
     of_groups = classify(together, monolithic, partially_modular)
     overlap = verdict is Verdict.PARTIALLY_MODULAR and of_groups is Verdict.MONOLITHIC
-    if verdict in (Verdict.UNDETERMINED, of_groups) or overlap:
+    if verdict is of_groups or overlap:
         return verdict
     is_clear = of_groups is Verdict.PARTIALLY_MODULAR and stability >= STABLE_GROUPS
     return of_groups if is_clear else Verdict.UNDETERMINED

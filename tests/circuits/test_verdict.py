@@ -40,6 +40,9 @@ def test_decide_when_draws_straddle_a_threshold_is_undetermined_and_says_the_lea
         (Verdict.PARTIALLY_MODULAR, 1.0, 0.0, Verdict.PARTIALLY_MODULAR),
         (Verdict.MONOLITHIC, 0.2, 1.0, Verdict.UNDETERMINED),
         (Verdict.UNDETERMINED, 0.2, 1.0, Verdict.UNDETERMINED),
+        (Verdict.UNDETERMINED, 1.0, 1.0, Verdict.UNDETERMINED),
+        (Verdict.UNDETERMINED, 0.64, 0.9, Verdict.PARTIALLY_MODULAR),
+        (Verdict.UNDETERMINED, 0.64, 0.8, Verdict.UNDETERMINED),
     ],
 )
 def test_groups_complete_or_contradict_the_mean_transfer(mean, together, stability, expected):
