@@ -140,7 +140,7 @@ def test_a_class_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -
         read_contrast(written(tmp_path, "set.csv", as_csv(GOOD)), positive="zero")
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200), st.sampled_from([".csv", ".json", ".jsonl"]))
 def test_any_bytes_give_a_set_or_an_input_error(tmp_path: Path, content: bytes, suffix: str) -> None:
     path = written(tmp_path, f"any{suffix}", content)

@@ -198,7 +198,7 @@ def test_scores_that_are_no_number_are_none_and_missing_ones_are_told(tmp_path):
         read_evaluations(path)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ANY_JSON, st.sampled_from(["direction_metadata.json", "direction_evaluations.json"]))
 def test_any_json_beside_the_tensors_gives_numbers_or_an_error_that_names_it(tmp_path, content, name):
     write_published(tmp_path, made(), -1, 1)
@@ -215,7 +215,7 @@ def test_any_json_beside_the_tensors_gives_numbers_or_an_error_that_names_it(tmp
 shapes = st.lists(st.integers(0, 3), max_size=4)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shapes, st.floats(), st.sampled_from(["mean_diffs.pt", "direction.pt"]))
 def test_any_tensor_gives_numbers_or_an_error_that_names_the_file(tmp_path, shape, value, name):
     write_published(tmp_path, made(), -1, 1)

@@ -131,7 +131,7 @@ ENTRIES = st.lists(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ANY_JSON | ENTRIES)
 def test_any_json_gives_pairs_that_can_be_written_or_an_error_that_names_the_file(tmp_path, content):
     path = tmp_path / "any.json"
@@ -145,7 +145,7 @@ def test_any_json_gives_pairs_that_can_be_written_or_an_error_that_names_the_fil
         assert "".join(texts).encode() is not None
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
 def test_any_bytes_give_pairs_or_an_error_that_names_the_file(tmp_path, content):
     path = tmp_path / "any.csv"
