@@ -11,8 +11,9 @@ SOURCES := src circuits jobs tests benchmarks notebooks run_circuit_analysis.py 
 quickstart: $(VENV)/.installed
 	$(BIN)/python run_circuit_analysis.py --config configurations/quickstart.yaml
 
+# Three workers on two cores: the tests of clusters and kills mostly wait.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check $(SOURCES)
